@@ -1,0 +1,58 @@
+//! Every fixed limit in one place, with the reason for its value.
+
+/// Control words and slots are kept apart by this: two cache lines, because adjacent lines are prefetched in pairs.
+pub const CONTROL_LINE_BYTES: usize = 128;
+
+/// A cache line, and the unit in which arena offsets travel.
+pub const CACHE_LINE_BYTES: usize = 64;
+
+/// Sections of a segment start on pages.
+pub const PAGE_BYTES: usize = 4096;
+
+/// Smallest and largest slot: an envelope and its inline payload.
+pub const SLOT_BYTES: std::ops::RangeInclusive<usize> = 128..=4096;
+
+/// Slots of a ring.
+pub const RING_SLOTS: std::ops::RangeInclusive<usize> = 2..=65_536;
+
+/// Bytes of an arena.
+pub const ARENA_BYTES: std::ops::RangeInclusive<usize> = 4096..=1 << 36;
+
+/// An arena is handed out in at most this many units, so that its map is two levels of 64-bit words.
+pub const ARENA_UNITS: usize = 4096;
+
+/// Frames that one holder of the reader role takes before it gives the role back.
+pub const READ_BATCH: usize = 64;
+
+/// Inline payload that a reply carries without an allocation.
+pub const INLINE_REPLY_BYTES: usize = 192;
+
+/// Text of a node's own error that travels to the caller; longer text is cut at a character.
+pub const ERROR_TEXT_BYTES: usize = 160;
+
+/// Bytes of a node's or group's name.
+pub const NAME_BYTES: usize = 64;
+
+/// Nodes and groups of a plan. `0xFFFF` names the engine.
+pub const PLAN_NODES: usize = 1024;
+
+/// Bytes of the start bundle: it travels as one datagram.
+pub const BUNDLE_BYTES: usize = 128 << 10;
+
+/// Roots of one engine; with their hop entries they must fit a ticket's slot number.
+pub const ROOTS: std::ops::RangeInclusive<usize> = 1..=1 << 20;
+
+/// Open branches of one root.
+pub const BRANCHES: std::ops::RangeInclusive<usize> = 1..=16;
+
+/// Completed requests that are remembered to tell a duplicate from a late reply.
+pub const HISTORY: std::ops::RangeInclusive<usize> = 1..=1 << 24;
+
+/// Events kept for a look at what happened last.
+pub const EVENTS: usize = 256;
+
+/// A sleeper looks again by itself after this long, so that a lost wake could cost time only.
+pub const LONGEST_SLEEP_NS: u64 = 2_000_000_000;
+
+/// One captured line of a worker's output; what is longer is cut.
+pub const OUTPUT_LINE_BYTES: usize = 4096;

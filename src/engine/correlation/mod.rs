@@ -1,0 +1,570 @@
+//! The correlation table: every request ends exactly once.
+//!
+//! Owns: the roots (waiters), their hop entries, the callers' ids in flight, deadlines, the memory of what
+//! completed, counters, events. Fixed tables, allocated once.
+//! Never: touches a ring, reads a clock, starts or stops anything. Frames, calls and clock readings are its
+//! input; the same sequence of them gives the same outcomes, counters and events.
+//!
+//! Invariants: a root's state changes by one compare-and-swap, so the first end wins; a frame counts only
+//! for the open hop, lane and incarnation that it was asked of; identity is always taken from the root.
+//!
+//! Hop entries: root `r` owns the entries `r * max_branches ..`, so admission of a root reserves them all,
+//! and a forward always finds one.
+
+mod counters;
+mod deadlines;
+mod events;
+mod freelist;
+mod history;
+mod index;
+mod outcome;
+mod root;
+
+pub use counters::Counters;
+pub use events::{Event, EventKind};
+
+pub(crate) use counters::LaneCounters;
+pub(crate) use outcome::{Outcome, cause_from_word, cause_to_word};
+pub(crate) use root::{Aftermath, Phase, RootKey, Source};
+
+use deadlines::Deadlines;
+use events::Events;
+use freelist::FreeList;
+use history::History;
+use index::Index;
+use root::{Hop, HopState, Root};
+
+use crate::base::clock::has_passed;
+use crate::base::failure::{Category, Cause, Failure, Rule};
+use crate::base::ids::{GroupId, Identity, Ticket, TraceId};
+use crate::base::sync::{AtomicU64, Ordering};
+use crate::lane::LastMark;
+use crate::os::futex::Word;
+use crate::wire::envelope::{Envelope, kind};
+
+/// Sizes of the tables.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub roots: usize,
+    pub max_branches: usize,
+    pub completed_history: usize,
+    pub lanes: usize,
+    /// Payload bytes that a root's cell holds.
+    pub inline_bytes: usize,
+}
+
+/// A request on its way in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Admission {
+    /// Without a trace id the engine makes one.
+    pub identity: Identity,
+    pub deadline_ns: u64,
+    pub target: Source,
+    pub group: GroupId,
+}
+
+/// What an admitted request is known by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Admitted {
+    pub root: RootKey,
+    pub ticket: Ticket,
+    pub trace_id: TraceId,
+}
+
+/// Why a request is not admitted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Refused {
+    /// The table is full.
+    Full,
+    /// The caller's id is in flight.
+    TraceInFlight,
+}
+
+/// What became of a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Verdict {
+    /// It ended this root; its payload is taken over.
+    Ended(u32, Aftermath),
+    /// Its payload is not wanted.
+    Dropped,
+}
+
+/// A root that something other than a frame has ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EndedRoot {
+    pub index: u32,
+    pub aftermath: Aftermath,
+    /// Where its request stands in that lane, to be cancelled there.
+    pub position: Option<u64>,
+}
+
+/// A look at the tables themselves, beside the counters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Audit {
+    /// Requests that have not ended, counted in the table.
+    pub in_flight: u64,
+    /// Requests that have ended and whose result nobody has taken yet.
+    pub not_taken: u64,
+    /// Free places for requests.
+    pub free: u64,
+    /// Callers' ids in flight.
+    pub ids_in_flight: u64,
+    /// Hops of requests in flight that the worker has not ended.
+    pub open_hops: u64,
+}
+
+/// The table.
+pub(crate) struct Correlation {
+    sizes: Sizes,
+    /// High half of ids made here: what makes them differ from those of another engine.
+    id_seed: u64,
+    roots: Box<[Root]>,
+    hops: Box<[Hop]>,
+    /// Inline payloads of terminals, `words_per_cell` for each root.
+    cells: Box<[AtomicU64]>,
+    words_per_cell: usize,
+    free: FreeList,
+    index: Index,
+    deadlines: Deadlines,
+    history: History,
+    events: Events,
+    counters: Box<[LaneCounters]>,
+    /// Requests admitted so far; the next number is one more.
+    numbers: AtomicU64,
+}
+
+const CALLERS_ID: u64 = 1 << 32;
+
+impl Correlation {
+    pub fn new(sizes: Sizes, id_seed: u64) -> Self {
+        let words_per_cell = sizes.inline_bytes.div_ceil(8);
+        Self {
+            id_seed,
+            roots: (0..sizes.roots).map(|_| Root::default()).collect(),
+            hops: (0..sizes.roots * sizes.max_branches).map(|_| Hop::default()).collect(),
+            cells: (0..sizes.roots * words_per_cell).map(|_| AtomicU64::new(0)).collect(),
+            words_per_cell,
+            free: FreeList::new(sizes.roots as u32),
+            index: Index::new(sizes.roots),
+            deadlines: Deadlines::new(sizes.roots),
+            history: History::new(sizes.completed_history),
+            events: Events::new(),
+            counters: (0..sizes.lanes).map(|_| LaneCounters::default()).collect(),
+            numbers: AtomicU64::new(0),
+            sizes,
+        }
+    }
+
+    // ---- births ----
+
+    /// Registers a request and opens its first hop.
+    #[inline]
+    pub fn register(&self, admission: &Admission) -> Result<Admitted, Refused> {
+        let index = self.free.pop().ok_or(Refused::Full)?;
+        let root = &self.roots[index as usize];
+        let mut identity = admission.identity;
+        let callers_id = !identity.trace_id.is_none();
+        if callers_id {
+            let words = identity.trace_id.to_words();
+            root.trace_id[0].store(words[0], Ordering::Relaxed);
+            root.trace_id[1].store(words[1], Ordering::Relaxed);
+            if !self.index.insert(words, index, |other| self.trace_words(other)) {
+                self.free.push(index);
+                return Err(Refused::TraceInFlight);
+            }
+        }
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
+        let generation = number % Ticket::GENERATIONS;
+        if !callers_id {
+            identity.trace_id = TraceId::from_words([number, self.id_seed]);
+            root.trace_id[0].store(number, Ordering::Relaxed);
+            root.trace_id[1].store(self.id_seed, Ordering::Relaxed);
+        }
+        root.number.store(number, Ordering::Relaxed);
+        root.deadline_ns.store(admission.deadline_ns, Ordering::Relaxed);
+        root.tags.store(tags(&identity), Ordering::Relaxed);
+        let place = u64::from(admission.target.lane) | u64::from(admission.group.0) << 16;
+        root.place.store(place | if callers_id { CALLERS_ID } else { 0 }, Ordering::Relaxed);
+        root.open_hops.store(1, Ordering::Relaxed);
+        let hop = index * self.sizes.max_branches as u32;
+        self.hops[hop as usize].open(generation, admission.target);
+        self.counters[usize::from(admission.target.lane)].registered.add();
+        root.open(generation);
+        self.deadlines.set(index, admission.deadline_ns);
+        Ok(Admitted {
+            root: RootKey { index, generation },
+            ticket: Ticket::new(hop, generation),
+            trace_id: identity.trace_id,
+        })
+    }
+
+    /// Takes a registration back, as if it had never been: the request could not be sent after all. Its number
+    /// is not used again.
+    pub fn withdraw(&self, key: RootKey) {
+        let root = &self.roots[key.index as usize];
+        if !root.try_end(key.generation) {
+            // Somebody ended it meanwhile; then it counts as that.
+            self.free(key.index);
+            return;
+        }
+        let place = root.place.load(Ordering::Relaxed);
+        self.counters[usize::from(place as u16)].registered.take_back();
+        if place & CALLERS_ID != 0 {
+            self.index.remove(self.trace_words(key.index), key.index);
+        }
+        root.finish();
+        self.free(key.index);
+    }
+
+    /// Notes where the frame of a hop stands in its lane.
+    #[inline]
+    pub fn placed(&self, ticket: Ticket, position: u64) {
+        self.hops[ticket.slot() as usize].place(position);
+    }
+
+    // ---- ends ----
+
+    /// Judges one frame of a worker. `started` tells whether the worker had begun a position; `fill` puts the
+    /// payload's words into the cell that it is given, if the frame ends its root.
+    #[inline]
+    pub fn frame(
+        &self,
+        source: Source,
+        frame: &Envelope,
+        last: LastMark,
+        outcome: Outcome,
+        now_ns: u64,
+        fill: impl FnOnce(&[AtomicU64]),
+    ) -> Result<Verdict, Rule> {
+        let ticket = Ticket(frame.ticket);
+        let counters = &self.counters[usize::from(source.lane)];
+        let is_terminal = frame.kind == kind::TERMINAL;
+        if is_terminal {
+            counters.terminals_received.add_as_reader();
+        }
+        let hop = self.hops.get(ticket.slot() as usize).ok_or(Rule::Ticket)?;
+        match hop.state(ticket.generation(), source) {
+            HopState::NeverIssued => return Err(Rule::Ticket),
+            HopState::Foreign => {
+                self.reject(counters, frame, now_ns);
+                return Ok(Verdict::Dropped);
+            }
+            HopState::Past => {
+                self.drop_frame(counters, frame, now_ns);
+                return Ok(Verdict::Dropped);
+            }
+            HopState::Open => {}
+        }
+        if last == LastMark::Stray {
+            // Its own request is open, but it is not the oldest of the lane: requests end in order.
+            return Err(Rule::LastOutOfOrder);
+        }
+        let index = ticket.slot() / self.sizes.max_branches as u32;
+        let root = &self.roots[index as usize];
+        let mut verdict = Verdict::Dropped;
+        if is_terminal {
+            if !self.is_identity(root, frame) {
+                self.reject(counters, frame, now_ns);
+            } else if root.try_end(ticket.generation()) {
+                counters.terminals_that_ended.add_as_reader();
+                fill(self.cell(index));
+                if let Outcome::Error { .. } = outcome {
+                    counters.failed.add();
+                } else {
+                    counters.completed_by_terminal.add();
+                    self.history.complete(root.number.load(Ordering::Relaxed));
+                }
+                let aftermath = self.finish(index, outcome, true, now_ns);
+                verdict = Verdict::Ended(index, aftermath);
+            } else {
+                self.drop_frame(counters, frame, now_ns);
+            }
+        } else if frame.kind == kind::OUTPUT {
+            // No edge leads from a group to another one yet, so no worker has reason to send this.
+            self.reject(counters, frame, now_ns);
+        }
+        if last == LastMark::Ended {
+            hop.close();
+            let was_last = root.open_hops.fetch_sub(1, Ordering::AcqRel) == 1;
+            if was_last && verdict == Verdict::Dropped && root.try_end(ticket.generation()) {
+                counters.completed_by_last.add();
+                self.history.complete(root.number.load(Ordering::Relaxed));
+                let aftermath = self.finish(index, Outcome::Inline { len: 0 }, true, now_ns);
+                verdict = Verdict::Ended(index, aftermath);
+            }
+        }
+        Ok(verdict)
+    }
+
+    /// Counts a refusal by the worker of a frame that was not for its group.
+    pub fn misrouted(&self, lane: u16) {
+        self.counters[usize::from(lane)].misrouted.add();
+    }
+
+    /// Ends one root for a reason other than a frame. `None` if it has ended already.
+    pub fn end(&self, key: RootKey, outcome: Outcome, started: bool, now_ns: u64) -> Option<EndedRoot> {
+        let root = &self.roots[key.index as usize];
+        if !root.try_end(key.generation) {
+            return None;
+        }
+        let lane = root.place.load(Ordering::Relaxed) as u16;
+        let counters = &self.counters[usize::from(lane)];
+        match outcome {
+            Outcome::Cancelled => counters.cancelled.add(),
+            Outcome::Failed(Cause::Deadline) => counters.expired.add(),
+            Outcome::Failed(_) | Outcome::Error { .. } => counters.failed.add(),
+            Outcome::Inline { .. } | Outcome::Block { .. } | Outcome::Heap => {
+                counters.completed_by_terminal.add();
+                self.history.complete(root.number.load(Ordering::Relaxed));
+            }
+        }
+        let position = self.first_hop(key.index).position();
+        let aftermath = self.finish(key.index, outcome, started, now_ns);
+        Some(EndedRoot { index: key.index, aftermath, position })
+    }
+
+    /// Ends every root whose deadline has passed, in the order of deadlines, ties in the order of
+    /// registration; `started` tells whether a lane's worker had begun a position.
+    pub fn expire(&self, now_ns: u64, started: impl Fn(u16, u64) -> bool) -> Vec<EndedRoot> {
+        let mut due = Vec::new();
+        self.deadlines.due(now_ns, |roots| {
+            let mut earliest = 0;
+            for index in roots {
+                let root = &self.roots[index as usize];
+                let Some(generation) = root.open_generation() else { continue };
+                let deadline_ns = root.deadline_ns.load(Ordering::Relaxed);
+                if has_passed(deadline_ns, now_ns) {
+                    let number = root.number.load(Ordering::Relaxed);
+                    due.push((deadline_ns, number, RootKey { index, generation }));
+                } else {
+                    earliest = crate::base::clock::earlier(earliest, deadline_ns);
+                }
+            }
+            earliest
+        });
+        due.sort_unstable_by_key(|(deadline_ns, number, _)| (*deadline_ns, *number));
+        let end = |(_, _, key): (u64, u64, RootKey)| {
+            let started = self.is_started(key, &started);
+            self.end(key, Outcome::Failed(Cause::Deadline), started, now_ns)
+        };
+        due.into_iter().filter_map(end).collect()
+    }
+
+    /// Ends every root with an open hop at `source`, in the order of registration.
+    pub fn end_all_of(
+        &self,
+        source: Source,
+        cause: Cause,
+        now_ns: u64,
+        started: impl Fn(u16, u64) -> bool,
+    ) -> Vec<EndedRoot> {
+        let mut open: Vec<(u64, RootKey)> = (0..self.roots.len() as u32)
+            .filter_map(|index| {
+                let root = &self.roots[index as usize];
+                let generation = root.open_generation()?;
+                let number = root.number.load(Ordering::Relaxed);
+                let asked = self.hops_of(index).iter().any(|hop| hop.is_asked_of(source));
+                asked.then_some((number, RootKey { index, generation }))
+            })
+            .collect();
+        open.sort_unstable_by_key(|(number, _)| *number);
+        let end = |(_, key): (u64, RootKey)| {
+            let started = self.is_started(key, &started);
+            self.end(key, Outcome::Failed(cause), started, now_ns)
+        };
+        open.into_iter().filter_map(end).collect()
+    }
+
+    fn is_started(&self, key: RootKey, started: impl Fn(u16, u64) -> bool) -> bool {
+        let lane = self.roots[key.index as usize].place.load(Ordering::Relaxed) as u16;
+        self.first_hop(key.index).position().is_some_and(|position| started(lane, position))
+    }
+
+    /// What every end has in common, after the winner has counted it.
+    fn finish(&self, index: u32, outcome: Outcome, started: bool, now_ns: u64) -> Aftermath {
+        let root = &self.roots[index as usize];
+        let place = root.place.load(Ordering::Relaxed);
+        let group = GroupId((place >> 16) as u16);
+        root.outcome.put(outcome, group, started);
+        let words = self.trace_words(index);
+        if place & CALLERS_ID != 0 {
+            self.index.remove(words, index);
+        }
+        let (kind, status) = match outcome {
+            Outcome::Inline { .. } | Outcome::Block { .. } | Outcome::Heap => (EventKind::Completed, None),
+            Outcome::Error { .. } => (EventKind::Failed, Some(Category::Execution)),
+            Outcome::Cancelled => (EventKind::Cancelled, None),
+            Outcome::Failed(Cause::Deadline) => (EventKind::Expired, Some(Category::Timeout)),
+            Outcome::Failed(cause) => (EventKind::Failed, Some(Failure::category_of(cause))),
+        };
+        self.events.add(Event { kind, trace_id: TraceId::from_words(words), at_ns: now_ns, status });
+        root.finish()
+    }
+
+    fn drop_frame(&self, counters: &LaneCounters, frame: &Envelope, now_ns: u64) {
+        let kind = match frame.kind {
+            kind::TERMINAL => {
+                let latest = self.numbers.load(Ordering::Relaxed);
+                if self.history.knows(Ticket(frame.ticket).generation(), latest) {
+                    counters.duplicate_terminal.add_as_reader();
+                    EventKind::DuplicateTerminal
+                } else {
+                    counters.late_reply_drop.add_as_reader();
+                    EventKind::LateReplyDrop
+                }
+            }
+            kind::OUTPUT => return counters.late_output_drop.add_as_reader(),
+            _ => return,
+        };
+        self.drop_event(kind, frame, now_ns);
+    }
+
+    fn reject(&self, counters: &LaneCounters, frame: &Envelope, now_ns: u64) {
+        counters.rejected.add_as_reader();
+        if frame.kind == kind::TERMINAL {
+            counters.rejected_terminal.add_as_reader();
+        }
+        self.drop_event(EventKind::Rejected, frame, now_ns);
+    }
+
+    fn drop_event(&self, kind: EventKind, frame: &Envelope, now_ns: u64) {
+        let trace_id = TraceId::from_words(frame.trace_id);
+        self.events.add(Event { kind, trace_id, at_ns: now_ns, status: None });
+    }
+
+    fn is_identity(&self, root: &Root, frame: &Envelope) -> bool {
+        let identity = Identity {
+            trace_id: TraceId::default(),
+            reply_to: frame.reply_to,
+            run: frame.run,
+            scenario: frame.scenario,
+        };
+        root.trace_id[0].load(Ordering::Relaxed) == frame.trace_id[0]
+            && root.trace_id[1].load(Ordering::Relaxed) == frame.trace_id[1]
+            && root.tags.load(Ordering::Relaxed) == tags(&identity)
+    }
+
+    // ---- the owner ----
+
+    /// Where the request stands.
+    #[inline(always)]
+    pub fn phase(&self, key: RootKey) -> Phase {
+        self.roots[key.index as usize].phase()
+    }
+
+    /// The owner leaves before it has taken the outcome; true if it has to take and free it itself.
+    pub fn detach(&self, key: RootKey) -> bool {
+        self.roots[key.index as usize].detach()
+    }
+
+    /// The outcome of an ended root, the group that it speaks of, and whether the worker had started.
+    pub fn outcome(&self, index: u32) -> (Outcome, GroupId, bool) {
+        self.roots[index as usize].outcome.get()
+    }
+
+    pub fn identity(&self, index: u32) -> Identity {
+        let tags = self.roots[index as usize].tags.load(Ordering::Relaxed);
+        Identity {
+            trace_id: TraceId::from_words(self.trace_words(index)),
+            reply_to: tags as u32,
+            run: (tags >> 32) as u16,
+            scenario: (tags >> 48) as u16,
+        }
+    }
+
+    pub fn deadline_ns(&self, index: u32) -> u64 {
+        self.roots[index as usize].deadline_ns.load(Ordering::Relaxed)
+    }
+
+    /// The inline payload of an ended root.
+    pub fn cell(&self, index: u32) -> &[AtomicU64] {
+        let first = index as usize * self.words_per_cell;
+        &self.cells[first..first + self.words_per_cell]
+    }
+
+    /// Frees an ended root; its outcome has been taken.
+    pub fn free(&self, index: u32) {
+        self.roots[index as usize].free();
+        self.free.push(index);
+    }
+
+    /// The word that the owner sleeps on.
+    pub fn wake_word(&self, index: u32) -> &Word {
+        &self.roots[index as usize].wake
+    }
+
+    /// Says that the owner is about to sleep on its wake word; false if the root has ended.
+    pub fn fall_asleep(&self, index: u32) -> bool {
+        self.roots[index as usize].fall_asleep()
+    }
+
+    pub fn wake_up(&self, index: u32) {
+        self.roots[index as usize].wake_up();
+    }
+
+    /// Where the request stands in its lane, if it has been sent.
+    pub fn position(&self, key: RootKey) -> Option<u64> {
+        let root = &self.roots[key.index as usize];
+        self.first_hop(key.index).position().filter(|_| root.is_of(key.generation))
+    }
+
+    // ---- looks ----
+
+    /// The earliest deadline that may still be open.
+    pub fn earliest_deadline(&self) -> Option<u64> {
+        self.deadlines.earliest()
+    }
+
+    /// The counters of each lane.
+    pub fn lane_counters(&self) -> impl Iterator<Item = Counters> {
+        self.counters.iter().map(LaneCounters::read)
+    }
+
+    /// The sums over all lanes.
+    pub fn all_counters(&self) -> Counters {
+        self.lane_counters().fold(Counters::default(), |sum, lane| sum + lane)
+    }
+
+    pub fn events(&self) -> Vec<Event> {
+        self.events.list()
+    }
+
+    pub fn audit(&self) -> Audit {
+        let mut audit = Audit {
+            free: self.free.count() as u64,
+            ids_in_flight: self.index.count() as u64,
+            ..Audit::default()
+        };
+        for (index, root) in self.roots.iter().enumerate() {
+            match root.phase() {
+                Phase::Open | Phase::Ending => {
+                    audit.in_flight += 1;
+                    let hops = self.hops_of(index as u32);
+                    audit.open_hops += hops.iter().filter(|hop| hop.is_open()).count() as u64;
+                }
+                Phase::Ended => audit.not_taken += 1,
+                Phase::Free => {}
+            }
+        }
+        audit
+    }
+
+    fn trace_words(&self, index: u32) -> [u64; 2] {
+        let id = &self.roots[index as usize].trace_id;
+        [id[0].load(Ordering::Relaxed), id[1].load(Ordering::Relaxed)]
+    }
+
+    fn hops_of(&self, index: u32) -> &[Hop] {
+        let first = index as usize * self.sizes.max_branches;
+        &self.hops[first..first + self.sizes.max_branches]
+    }
+
+    fn first_hop(&self, index: u32) -> &Hop {
+        &self.hops[index as usize * self.sizes.max_branches]
+    }
+}
+
+/// Everything of an identity but its trace id, as one word.
+fn tags(identity: &Identity) -> u64 {
+    u64::from(identity.reply_to) | u64::from(identity.run) << 32 | u64::from(identity.scenario) << 48
+}

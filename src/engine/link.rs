@@ -1,0 +1,265 @@
+//! One lane as the engine uses it: its worker's fate, and the threads that wait on it.
+//!
+//! Who waits looks at the next reply itself, and reads for everybody. Those who have looked long enough
+//! sleep: one of them, the *watcher*, on the lane's wake word and its own; the others on their own word,
+//! which whoever reads their reply raises. Whoever stops looking makes sure that the watcher waits for the
+//! right position, or that one of the sleepers becomes the watcher.
+//!
+//! Invariant: while anybody sleeps here, either somebody looks who will do one of the two on leaving, or the
+//! lane's `sleeping` word announces the next position and the watcher sleeps on the wake word (or is about to
+//! look again).
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::correlation::{Correlation, Source, cause_from_word, cause_to_word};
+use crate::base::failure::{Cause, KilledFor, Rule};
+use crate::base::ids::GroupId;
+use crate::base::limits::LONGEST_SLEEP_NS;
+use crate::base::sync::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::lane::{EngineEnd, REPLY_SIGNAL};
+use crate::os::clock;
+use crate::os::futex::{self, Word};
+use crate::shm::view::Memory;
+use crate::wire::control::reply;
+
+/// Without `futex_waitv` the watcher cannot sleep on its own word as well, and looks at it this often.
+const OWN_LOOK_NS: u64 = 10_000_000;
+
+/// Who sleeps.
+#[derive(Clone)]
+pub(super) enum Sleeper {
+    /// The owner of a root, on the root's word.
+    Root(u32),
+    /// Somebody who waits for room, on a word of its own.
+    Room(Arc<Word>),
+}
+
+impl Sleeper {
+    fn word<'a>(&'a self, correlation: &'a Correlation) -> &'a Word {
+        match self {
+            Self::Root(index) => correlation.wake_word(*index),
+            Self::Room(word) => word,
+        }
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Root(a), Self::Root(b)) => a == b,
+            (Self::Room(a), Self::Room(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Sleepers {
+    list: VecDeque<Sleeper>,
+    watcher: Option<Sleeper>,
+}
+
+const LIVE: u32 = 0;
+const DEAD: u32 = 1;
+/// No cause is latched.
+const NO_CAUSE: u64 = u64::MAX;
+
+/// A lane, its worker's fate, its sleepers.
+pub(super) struct Link {
+    pub end: EngineEnd,
+    pub source: Source,
+    pub group: GroupId,
+    state: AtomicU32,
+    /// The first cause of death, as a word.
+    cause: AtomicU64,
+    sleepers: Mutex<Sleepers>,
+    /// Length of the list, for those who only want to know whether it is empty.
+    asleep: AtomicU32,
+    /// How many of them wait for room.
+    waiting_for_room: AtomicU32,
+    /// Requests that nobody need be waiting for: pending and detached ones.
+    pub unattended: AtomicU64,
+}
+
+impl Link {
+    pub fn new(end: EngineEnd, source: Source, group: GroupId) -> Self {
+        Self {
+            end,
+            source,
+            group,
+            state: AtomicU32::new(LIVE),
+            cause: AtomicU64::new(NO_CAUSE),
+            sleepers: Mutex::default(),
+            asleep: AtomicU32::new(0),
+            waiting_for_room: AtomicU32::new(0),
+            unattended: AtomicU64::new(0),
+        }
+    }
+
+    // ---- the worker's fate ----
+
+    /// Whether requests may still be sent. SeqCst: a sender registers, then looks here, then publishes; who
+    /// declares the lane dead does that, then ends what is registered.
+    pub fn is_live(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == LIVE
+    }
+
+    /// Declares the lane dead. The first cause stays.
+    pub fn die(&self, cause: Cause) {
+        let word = cause_to_word(cause);
+        let _ = self.cause.compare_exchange(NO_CAUSE, word, Ordering::AcqRel, Ordering::Acquire);
+        self.state.swap(DEAD, Ordering::SeqCst);
+    }
+
+    /// Why the lane is dead.
+    pub fn cause(&self) -> Option<Cause> {
+        Some(self.cause.load(Ordering::Acquire)).filter(|word| *word != NO_CAUSE).map(cause_from_word)
+    }
+
+    /// The rule that the worker broke, if that is why.
+    pub fn broken_rule(&self) -> Option<Rule> {
+        match self.cause() {
+            Some(Cause::Killed(KilledFor::Corruption(rule))) => Some(rule),
+            _ => None,
+        }
+    }
+
+    // ---- waiting ----
+
+    fn lock(&self) -> MutexGuard<'_, Sleepers> {
+        // Nothing in here panics half-way; a poisoned lock still guards a whole list.
+        self.sleepers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody begins to look: while it does, the worker need not wake the watcher.
+    #[inline(always)]
+    pub fn begin_looking(&self) {
+        if self.asleep.load(Ordering::Relaxed) != 0 {
+            REPLY_SIGNAL.withdraw(self.end.request_segment());
+        }
+    }
+
+    /// Somebody stops looking, or has read and goes. Call it after the last read.
+    #[inline(always)]
+    pub fn stop_looking(&self, correlation: &Correlation) {
+        // Between the reader's publication of its position and this load, as the sleeper's fence stands between
+        // its entry in the list and its load of the position: one of the two sees the other.
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) != 0 {
+            self.hand_over(correlation);
+        }
+    }
+
+    #[cold]
+    fn hand_over(&self, correlation: &Correlation) {
+        let sleepers = self.lock();
+        match (&sleepers.watcher, sleepers.list.front()) {
+            (Some(watcher), _) => {
+                REPLY_SIGNAL.announce(self.end.request_segment(), self.end.next());
+                if self.end.has_reply() {
+                    wake(watcher.word(correlation));
+                }
+            }
+            (None, Some(first)) => wake(first.word(correlation)),
+            (None, None) => {}
+        }
+    }
+
+    /// Sleeps until the next reply, the sleeper's own word, or `until_ns`. `is_wanted` is asked once more
+    /// after everybody can know of the sleeper; when it says no, there is no sleep.
+    pub fn sleep(&self, correlation: &Correlation, me: Sleeper, until_ns: u64, is_wanted: impl Fn() -> bool) {
+        let until_ns = until_ns.min(clock::monotonic_ns() + LONGEST_SLEEP_NS);
+        let own = me.word(correlation);
+        let own_expected = own.load();
+        let for_room = matches!(me, Sleeper::Room(_));
+        let watches = {
+            let mut sleepers = self.lock();
+            sleepers.list.push_back(me.clone());
+            self.asleep.store(sleepers.list.len() as u32, Ordering::SeqCst);
+            if for_room {
+                self.waiting_for_room.fetch_add(1, Ordering::SeqCst);
+            }
+            let watches = sleepers.watcher.is_none();
+            if watches {
+                sleepers.watcher = Some(me.clone());
+            }
+            watches
+        };
+        if watches {
+            self.watch(own, own_expected, until_ns, is_wanted);
+        } else {
+            // I looked until now; the watcher must know how far reading has got.
+            self.stop_looking(correlation);
+            if is_wanted() && !self.end.has_reply() {
+                own.wait(own_expected, Some(until_ns));
+            }
+        }
+        let mut sleepers = self.lock();
+        if let Some(at) = sleepers.list.iter().position(|sleeper| sleeper.is(&me)) {
+            sleepers.list.remove(at);
+        }
+        self.asleep.store(sleepers.list.len() as u32, Ordering::SeqCst);
+        if for_room {
+            self.waiting_for_room.fetch_sub(1, Ordering::SeqCst);
+        }
+        if sleepers.watcher.as_ref().is_some_and(|watcher| watcher.is(&me)) {
+            sleepers.watcher = None;
+            REPLY_SIGNAL.withdraw(self.end.request_segment());
+        }
+    }
+
+    fn watch(&self, own: &Word, own_expected: u32, until_ns: u64, is_wanted: impl Fn() -> bool) {
+        let (request, replies) = (self.end.request_segment(), self.end.reply_segment());
+        let expected = REPLY_SIGNAL.prepare(replies);
+        loop {
+            let next = self.end.next();
+            // Fences between the announcement and the looks below.
+            REPLY_SIGNAL.announce(request, next);
+            if self.end.has_reply() || !is_wanted() {
+                return;
+            }
+            // Somebody may have read on meanwhile; the announcement must name the position that is next.
+            if self.end.next() == next {
+                break;
+            }
+        }
+        if futex::waitv_supported() {
+            futex::wait_either(replies.futex_word(reply::WAKE), expected, own, own_expected, Some(until_ns));
+        } else {
+            let look_ns = clock::monotonic_ns() + OWN_LOOK_NS;
+            replies.futex_wait(reply::WAKE, expected, until_ns.min(look_ns));
+        }
+    }
+
+    /// Whether somebody waits for room. SeqCst: who waits enters the list, then tries once more; who makes
+    /// room does that, then looks here.
+    #[inline(always)]
+    pub fn waits_for_room(&self) -> bool {
+        self.waiting_for_room.load(Ordering::SeqCst) != 0
+    }
+
+    /// Wakes those who wait for room.
+    pub fn wake_for_room(&self, correlation: &Correlation) {
+        self.wake_all(correlation, |sleeper| matches!(sleeper, Sleeper::Room(_)));
+    }
+
+    /// Wakes everybody: the lane is dead, or the engine stops.
+    pub fn wake_everybody(&self, correlation: &Correlation) {
+        self.wake_all(correlation, |_| true);
+    }
+
+    #[cold]
+    fn wake_all(&self, correlation: &Correlation, which: impl Fn(&Sleeper) -> bool) {
+        let sleepers = self.lock();
+        sleepers
+            .list
+            .iter()
+            .filter(|sleeper| which(sleeper))
+            .for_each(|sleeper| wake(sleeper.word(correlation)));
+    }
+}
+
+/// Raises a word and wakes who sleeps on it.
+pub(super) fn wake(word: &Word) {
+    word.bump();
+    word.wake_all();
+}

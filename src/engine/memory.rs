@@ -1,0 +1,359 @@
+//! The memory profile: the same executor, run by whoever waits, in this process.
+//!
+//! Owns: the group's states (behind a lock that is held for one request), the queue in front of them, and
+//! payloads too large for a root's cell. Requests run in the order in which they were taken. Who waits for a
+//! request runs what stands before it; what nobody waits for is run by a thread of the engine's.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+
+use super::correlation::{
+    Admission, Admitted, Correlation, Outcome, Phase, Refused, RootKey, Source, Verdict,
+};
+use super::shared::{NotTaken, Outbound, Payload, Shared};
+use crate::base::clock::has_passed;
+use crate::base::failure::ExecutionClass;
+use crate::base::ids::{GroupId, Identity, Ticket};
+use crate::base::limits::LONGEST_SLEEP_NS;
+use crate::base::sync;
+use crate::lane::LastMark;
+use crate::node::EmitError;
+use crate::node::executor::{self, Executor, Port, Reply};
+use crate::node::request::Cancellation;
+use crate::os::clock;
+use crate::wire::envelope::{Envelope, kind, status};
+use crate::wire::error;
+
+/// The one state of the profile stands where lane 0 would.
+const SOURCE: Source = Source { lane: 0, incarnation: 1 };
+
+struct Job {
+    root: RootKey,
+    ticket: Ticket,
+    target: u16,
+    identity: Identity,
+    deadline_ns: u64,
+    payload: Vec<u8>,
+}
+
+/// One group in this process.
+pub(super) struct MemoryGroup {
+    group: GroupId,
+    executor: Mutex<Executor>,
+    queue: Mutex<VecDeque<Job>>,
+    capacity: usize,
+    max_payload: usize,
+    /// Payloads of ended roots that do not fit a cell, by root.
+    heap: Box<[Mutex<Option<Box<[u8]>>>]>,
+    runner: Mutex<bool>,
+    kicked: Condvar,
+    ending: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Panics of nodes are caught inside the executor; what the lock guards is whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl MemoryGroup {
+    pub fn new(
+        group: GroupId,
+        executor: Executor,
+        capacity: usize,
+        max_payload: usize,
+        roots: usize,
+    ) -> Self {
+        Self {
+            group,
+            executor: Mutex::new(executor),
+            queue: Mutex::new(VecDeque::with_capacity(capacity)),
+            capacity,
+            max_payload,
+            heap: (0..roots).map(|_| Mutex::new(None)).collect(),
+            runner: Mutex::new(false),
+            kicked: Condvar::new(),
+            ending: AtomicBool::new(false),
+        }
+    }
+
+    pub fn max_payload(&self) -> usize {
+        self.max_payload
+    }
+
+    pub fn submit<'a>(
+        &self,
+        correlation: &Correlation,
+        outbound: &Outbound,
+        payload: Payload<'a>,
+    ) -> Result<Admitted, NotTaken<'a>> {
+        let size = match &payload {
+            Payload::Bytes(bytes) => bytes.len(),
+            Payload::Block(_, len) | Payload::Staged(_, len) => *len,
+        };
+        if size > self.max_payload {
+            return Err(NotTaken::TooLarge { size, limit: self.max_payload });
+        }
+        let mut queue = lock(&self.queue);
+        if queue.len() >= self.capacity {
+            return Err(NotTaken::Busy(payload));
+        }
+        let admission = Admission {
+            identity: outbound.identity,
+            deadline_ns: outbound.deadline_ns,
+            target: SOURCE,
+            group: self.group,
+        };
+        let admitted = match correlation.register(&admission) {
+            Ok(admitted) => admitted,
+            Err(Refused::Full) => return Err(NotTaken::Busy(payload)),
+            Err(Refused::TraceInFlight) => return Err(NotTaken::TraceInFlight),
+        };
+        let payload = match payload {
+            Payload::Bytes(bytes) => bytes.to_vec(),
+            Payload::Block(block, len) => block[..len].to_vec(),
+            Payload::Staged(bytes, len) => {
+                let mut bytes = bytes.into_vec();
+                bytes.truncate(len);
+                bytes
+            }
+        };
+        queue.push_back(Job {
+            root: admitted.root,
+            ticket: admitted.ticket,
+            target: outbound.target.0,
+            identity: Identity { trace_id: admitted.trace_id, ..outbound.identity },
+            deadline_ns: outbound.deadline_ns,
+            payload,
+        });
+        Ok(admitted)
+    }
+
+    /// Takes the payload that is kept for an ended root.
+    pub fn take_payload(&self, index: u32) -> Option<Box<[u8]>> {
+        lock(&self.heap[index as usize]).take()
+    }
+
+    // ---- running ----
+
+    /// Runs the oldest request if nobody is running one; whether it did.
+    pub fn help(&self, shared: &Shared) -> bool {
+        let mut executor = match self.executor.try_lock() {
+            Ok(executor) => executor,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        let Some(job) = lock(&self.queue).pop_front() else { return false };
+        self.run(shared, &mut executor, &job);
+        drop(executor);
+        // Whoever found the lock taken sleeps now; what it waits for must not be left standing.
+        if !lock(&self.queue).is_empty() {
+            self.kick();
+        }
+        true
+    }
+
+    fn run(&self, shared: &Shared, executor: &mut Executor, job: &Job) {
+        let correlation = &shared.correlation;
+        if job.deadline_ns != 0 {
+            shared.expire_if_due(job.root, clock::monotonic_ns());
+        }
+        let mut port = MemoryPort { group: self, shared, job };
+        if correlation.phase(job.root) == Phase::Open {
+            correlation.placed(job.ticket, 0);
+            let incoming = executor::Incoming {
+                target: job.target,
+                identity: job.identity,
+                deadline_ns: job.deadline_ns,
+                payload: &job.payload,
+            };
+            executor.execute(&incoming, &RootEnded { correlation, root: job.root }, &mut port);
+        }
+        port.finish();
+    }
+
+    /// Waits until the root has ended, running what stands before it.
+    pub fn wait(&self, shared: &Shared, key: RootKey) {
+        let correlation = &shared.correlation;
+        while correlation.phase(key) != Phase::Ended {
+            if self.help(shared) {
+                continue;
+            }
+            let deadline_ns = correlation.deadline_ns(key.index);
+            let now_ns = clock::monotonic_ns();
+            shared.expire_if_due(key, now_ns);
+            let word = correlation.wake_word(key.index);
+            let expected = word.load();
+            if correlation.fall_asleep(key.index) {
+                let longest_ns = now_ns + LONGEST_SLEEP_NS;
+                let until_ns = if deadline_ns == 0 { longest_ns } else { deadline_ns.min(longest_ns) };
+                word.wait(expected, Some(until_ns));
+            }
+            correlation.wake_up(key.index);
+        }
+    }
+
+    // ---- the engine's second thread ----
+
+    /// Tells the runner that there is something nobody waits for.
+    pub fn kick(&self) {
+        *lock(&self.runner) = true;
+        self.kicked.notify_one();
+    }
+
+    /// Ends [`MemoryGroup::run_unattended`].
+    pub fn end(&self) {
+        self.ending.store(true, Ordering::Release);
+        self.kick();
+    }
+
+    /// The runner's life.
+    pub fn run_unattended(&self, shared: &Shared) {
+        loop {
+            {
+                let mut kicked = lock(&self.runner);
+                while !*kicked {
+                    kicked = self.kicked.wait(kicked).unwrap_or_else(PoisonError::into_inner);
+                }
+                *kicked = false;
+            }
+            if self.ending.load(Ordering::Acquire) {
+                return;
+            }
+            loop {
+                let mut executor = lock(&self.executor);
+                let Some(job) = lock(&self.queue).pop_front() else { break };
+                self.run(shared, &mut executor, &job);
+            }
+        }
+    }
+}
+
+/// A request is given up when its root has ended.
+struct RootEnded<'a> {
+    correlation: &'a Correlation,
+    root: RootKey,
+}
+
+impl Cancellation for RootEnded<'_> {
+    fn is_cancelled(&self) -> bool {
+        self.correlation.phase(self.root) != Phase::Open
+    }
+}
+
+/// Hands frames straight to the correlation table.
+struct MemoryPort<'a> {
+    group: &'a MemoryGroup,
+    shared: &'a Shared,
+    job: &'a Job,
+}
+
+impl MemoryPort<'_> {
+    fn frame(
+        &self,
+        kind: u8,
+        status: u8,
+        last: LastMark,
+        outcome: Outcome,
+        fill: impl FnOnce(&[sync::AtomicU64]),
+    ) {
+        let now_ns = if self.job.deadline_ns == 0 { clock::coarse_ns() } else { clock::monotonic_ns() };
+        if has_passed(self.job.deadline_ns, now_ns) {
+            // The node was not interrupted, but what comes after the deadline is late.
+            self.shared.expire_if_due(self.job.root, now_ns);
+        }
+        let identity = self.job.identity;
+        let envelope = Envelope {
+            trace_id: identity.trace_id.to_words(),
+            ticket: self.job.ticket.0,
+            reply_to: identity.reply_to,
+            run: identity.run,
+            scenario: identity.scenario,
+            kind,
+            status,
+            ..Envelope::default()
+        };
+        let verdict = self.shared.correlation.frame(SOURCE, &envelope, last, outcome, now_ns, fill);
+        match verdict.expect("the memory profile's own frames keep the rules") {
+            Verdict::Ended(index, aftermath) => self.shared.after(index, aftermath),
+            Verdict::Dropped => {}
+        }
+    }
+
+    fn finish(&self) {
+        self.frame(kind::DONE, status::SUCCESS, LastMark::Ended, Outcome::Inline { len: 0 }, |_| {});
+    }
+
+    fn check(&self, len: usize) -> Result<(), EmitError> {
+        let limit = self.group.max_payload;
+        if len <= limit { Ok(()) } else { Err(EmitError::TooLarge { size: len, limit }) }
+    }
+
+    fn cell_bytes(&self) -> usize {
+        8 * self.shared.correlation.cell(self.job.root.index).len()
+    }
+
+    fn reply_heap(&self, payload: Box<[u8]>) {
+        let place = &self.group.heap[self.job.root.index as usize];
+        let keep = |_: &[sync::AtomicU64]| *lock(place) = Some(payload);
+        self.frame(kind::TERMINAL, status::SUCCESS, LastMark::No, Outcome::Heap, keep);
+    }
+}
+
+/// Puts bytes into a root's cell. Relaxed: published by the end of the root.
+fn fill_cell(cell: &[sync::AtomicU64], payload: &[u8]) {
+    for (word, bytes) in cell.iter().zip(payload.chunks(8)) {
+        let mut value = [0; 8];
+        value[..bytes.len()].copy_from_slice(bytes);
+        word.store(u64::from_le_bytes(value), Ordering::Relaxed);
+    }
+}
+
+impl Port for MemoryPort<'_> {
+    fn max_payload(&self) -> usize {
+        self.group.max_payload
+    }
+
+    fn reply(&mut self, _reply: Reply, payload: &[u8]) -> Result<(), EmitError> {
+        self.check(payload.len())?;
+        if payload.len() > self.cell_bytes() {
+            self.reply_heap(payload.into());
+        } else {
+            let outcome = Outcome::Inline { len: payload.len() as u32 };
+            self.frame(kind::TERMINAL, status::SUCCESS, LastMark::No, outcome, |cell| {
+                fill_cell(cell, payload)
+            });
+        }
+        Ok(())
+    }
+
+    fn reply_with(
+        &mut self,
+        reply: Reply,
+        len: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+    ) -> Result<(), EmitError> {
+        self.check(len)?;
+        let mut payload = vec![0; len];
+        fill(&mut payload);
+        if len > self.cell_bytes() {
+            self.reply_heap(payload.into());
+            return Ok(());
+        }
+        self.reply(reply, &payload)
+    }
+
+    fn fail(&mut self, _reply: Reply, class: ExecutionClass, code: u32, text: &str) {
+        let mut payload = [0; error::MAX_BYTES];
+        let len = error::encode(class, code, text, self.cell_bytes(), &mut payload);
+        if class == ExecutionClass::Misrouted {
+            self.shared.correlation.misrouted(SOURCE.lane);
+        }
+        let outcome = Outcome::Error { len: len as u32 };
+        self.frame(kind::TERMINAL, status::ERROR, LastMark::No, outcome, |cell| {
+            fill_cell(cell, &payload[..len])
+        });
+    }
+
+    fn progress(&mut self) {}
+}

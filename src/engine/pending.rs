@@ -1,0 +1,341 @@
+//! What comes back: the request in flight, and its reply.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::correlation::{Outcome, Phase, RootKey};
+use super::request::DispatchError;
+use super::shared::Shared;
+use crate::base::failure::{Cause, ExecutionClass, Failure, NodeError};
+use crate::base::ids::{Identity, TraceId};
+use crate::base::limits::INLINE_REPLY_BYTES;
+use crate::base::sync::{AtomicU64, Ordering};
+use crate::lane::HeldBlock;
+use crate::os::clock;
+use crate::shm::block::InPlace;
+use crate::wire::error;
+
+/// How a request ended other than with a reply, or why it was not taken.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// It failed; category and cause tell how.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// It was cancelled.
+    #[error("the request was cancelled")]
+    Cancelled,
+    /// The payload is larger than the request arena; nothing was sent.
+    #[error("the payload has {size} bytes, the limit is {limit}")]
+    TooLarge {
+        /// Bytes of the payload.
+        size: usize,
+        /// The largest payload.
+        limit: usize,
+    },
+    /// The caller's trace id is in flight; nothing was sent.
+    #[error("a request with this trace id is in flight")]
+    TraceInFlight,
+    /// The engine has been stopped; nothing was sent.
+    #[error("the engine has been stopped")]
+    Stopped,
+    /// [`call_as`](crate::Engine::call_as): the reply is not a value of the expected type.
+    #[error("the reply has {size} bytes and is no value of the expected type, which has {expected}")]
+    NotAsExpected {
+        /// Bytes of the reply.
+        size: usize,
+        /// Bytes of the type.
+        expected: usize,
+    },
+}
+
+impl From<DispatchError> for CallError {
+    fn from(error: DispatchError) -> Self {
+        match error {
+            DispatchError::Failed(failure) => Self::Failed(failure),
+            DispatchError::TooLarge { size, limit } => Self::TooLarge { size, limit },
+            DispatchError::TraceInFlight => Self::TraceInFlight,
+            DispatchError::Stopped => Self::Stopped,
+        }
+    }
+}
+
+/// A request in flight. Dropping it cancels the request; [`Pending::detach`] does not.
+///
+/// `Send`, and independent of the thread that dispatched it.
+pub struct Pending {
+    shared: Arc<Shared>,
+    key: RootKey,
+    trace_id: TraceId,
+    taken: bool,
+}
+
+impl Pending {
+    pub(super) fn new(shared: Arc<Shared>, key: RootKey, trace_id: TraceId) -> Self {
+        shared.begin_unattended();
+        if let Some(memory) = &shared.memory {
+            memory.kick();
+        }
+        Self { shared, key, trace_id, taken: false }
+    }
+
+    /// The id of the request: the caller's, or the one that the engine made.
+    pub fn trace_id(&self) -> TraceId {
+        self.trace_id
+    }
+
+    /// Waits for the end of the request, at most until its deadline.
+    pub fn wait(mut self) -> Result<Reply, CallError> {
+        self.shared.wait(self.key);
+        self.take()
+    }
+
+    /// The end of the request if it has come; looks without waiting. After it has returned a result, it
+    /// returns `None` for ever.
+    pub fn try_take(&mut self) -> Option<Result<Reply, CallError>> {
+        if self.taken {
+            return None;
+        }
+        if self.shared.correlation.phase(self.key) != Phase::Ended {
+            if let Some(link) = &self.shared.link
+                && self.shared.read(link)
+            {
+                link.stop_looking(&self.shared.correlation);
+            }
+            if self.shared.correlation.deadline_ns(self.key.index) != 0 {
+                self.shared.expire_if_due(self.key, clock::monotonic_ns());
+            }
+        }
+        (self.shared.correlation.phase(self.key) == Phase::Ended).then(|| self.take())
+    }
+
+    /// Gives the request up: it ends as cancelled if it has not ended. The worker skips it if it has not begun
+    /// it, and its node can see it.
+    pub fn cancel(&self) {
+        self.shared.cancel(self.key);
+    }
+
+    /// Lets the request go on without anybody to take its reply.
+    pub fn detach(mut self) {
+        self.taken = true;
+        if self.shared.correlation.detach(self.key) {
+            self.shared.discard(self.key.index);
+            self.shared.end_unattended();
+        }
+    }
+
+    fn take(&mut self) -> Result<Reply, CallError> {
+        self.taken = true;
+        self.shared.end_unattended();
+        take(&self.shared, self.key)
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if self.taken {
+            return;
+        }
+        self.cancel();
+        // Ended by now, or being ended by somebody who will find it detached.
+        if self.shared.correlation.detach(self.key) {
+            self.shared.discard(self.key.index);
+            self.shared.end_unattended();
+        }
+    }
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending").field("trace_id", &self.trace_id).finish_non_exhaustive()
+    }
+}
+
+/// Takes the result of an ended root and frees it.
+pub(super) fn take(shared: &Arc<Shared>, key: RootKey) -> Result<Reply, CallError> {
+    let correlation = &shared.correlation;
+    let (outcome, group, started) = correlation.outcome(key.index);
+    let identity = correlation.identity(key.index);
+    let failed = |cause, node_error| {
+        CallError::Failed(Failure::new(shared.group_name(group), cause, started, node_error))
+    };
+    let result = match outcome {
+        Outcome::Inline { len } => {
+            Ok(Reply { identity, body: Body::inline(correlation.cell(key.index), len) })
+        }
+        Outcome::Block { payload_at, len } => {
+            let link = shared.link.as_ref().expect("a block belongs to a lane");
+            let block = link.end.held_block(payload_at, len);
+            Ok(Reply { identity, body: Body::View(View { shared: Arc::clone(shared), block: Some(block) }) })
+        }
+        Outcome::Heap => {
+            let memory = shared.memory.as_ref().expect("a heap payload belongs to the memory profile");
+            Ok(Reply { identity, body: Body::Heap(memory.take_payload(key.index).unwrap_or_default()) })
+        }
+        Outcome::Error { len } => {
+            let payload = Body::inline(correlation.cell(key.index), len);
+            let payload = payload.bytes();
+            let (class, code, text) = error::decode(&payload).expect("checked when it was read");
+            let node_error = (class == ExecutionClass::NodeError).then(|| NodeError::new(code, text));
+            Err(failed(Cause::Execution { class, code }, node_error))
+        }
+        Outcome::Failed(cause) => Err(failed(cause, None)),
+        Outcome::Cancelled => Err(CallError::Cancelled),
+    };
+    shared.free(key.index);
+    result
+}
+
+/// A reply: the request's identity and the payload of its terminal.
+///
+/// A small payload has been copied out. A large one stays in shared memory until the reply is dropped, also
+/// after the engine has been stopped; meanwhile its worker lacks that room.
+pub struct Reply {
+    identity: Identity,
+    body: Body,
+}
+
+enum Body {
+    Inline { len: u16, bytes: [u8; INLINE_REPLY_BYTES] },
+    Heap(Box<[u8]>),
+    View(View),
+}
+
+/// A held block that goes back when dropped.
+struct View {
+    shared: Arc<Shared>,
+    /// `None` only while it is being dropped.
+    block: Option<HeldBlock>,
+}
+
+impl View {
+    fn block(&self) -> &HeldBlock {
+        self.block.as_ref().expect("held until dropped")
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        if let (Some(block), Some(link)) = (self.block.take(), &self.shared.link) {
+            link.end.release(block);
+        }
+    }
+}
+
+impl Body {
+    #[inline]
+    fn inline(cell: &[AtomicU64], len: u32) -> Self {
+        let len = len as usize;
+        if len > INLINE_REPLY_BYTES {
+            let mut bytes = vec![0; len].into_boxed_slice();
+            copy_words(cell, &mut bytes);
+            return Self::Heap(bytes);
+        }
+        let mut bytes = [0; INLINE_REPLY_BYTES];
+        copy_words(cell, &mut bytes[..len]);
+        Self::Inline { len: len as u16, bytes }
+    }
+
+    fn bytes(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::Inline { len, bytes } => Cow::Borrowed(&bytes[..usize::from(*len)]),
+            Self::Heap(bytes) => Cow::Borrowed(bytes),
+            Self::View(view) => {
+                let mut bytes = vec![0; view.block().len()];
+                view.block().bytes().copy_to(0, &mut bytes);
+                Cow::Owned(bytes)
+            }
+        }
+    }
+}
+
+/// Copies out of a root's cell. Relaxed: ordered by the Acquire that saw the root ended.
+#[inline]
+fn copy_words(cell: &[AtomicU64], out: &mut [u8]) {
+    for (bytes, word) in out.chunks_mut(8).zip(cell) {
+        let word = word.load(Ordering::Relaxed).to_le_bytes();
+        bytes.copy_from_slice(&word[..bytes.len()]);
+    }
+}
+
+impl Reply {
+    /// Payload bytes.
+    pub fn len(&self) -> usize {
+        match &self.body {
+            Body::Inline { len, .. } => usize::from(*len),
+            Body::Heap(bytes) => bytes.len(),
+            Body::View(view) => view.block().len(),
+        }
+    }
+
+    /// Whether the payload is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The request's identity, unchanged.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// The request's id.
+    pub fn trace_id(&self) -> TraceId {
+        self.identity.trace_id
+    }
+
+    /// The payload; copied if it lies in shared memory.
+    pub fn bytes(&self) -> Cow<'_, [u8]> {
+        self.body.bytes()
+    }
+
+    /// The payload as a vector.
+    pub fn into_vec(self) -> Vec<u8> {
+        match self.body {
+            Body::Heap(bytes) => bytes.into(),
+            body => body.bytes().into_owned(),
+        }
+    }
+
+    /// Copies `out.len()` payload bytes from `offset` on, without an allocation.
+    ///
+    /// # Panics
+    ///
+    /// If the range is not inside the payload.
+    pub fn copy_to(&self, offset: usize, out: &mut [u8]) {
+        match &self.body {
+            Body::View(view) => view.block().bytes().copy_to(offset, out),
+            body => out.copy_from_slice(&body.bytes()[offset..][..out.len()]),
+        }
+    }
+
+    /// The payload where it lies, if it is a large one in shared memory.
+    pub fn in_place(&self) -> Option<&InPlace> {
+        match &self.body {
+            Body::View(view) => Some(view.block().bytes()),
+            _ => None,
+        }
+    }
+
+    /// The byte at `offset`, read in place; `None` beyond the end.
+    pub fn read_at(&self, offset: usize) -> Option<u8> {
+        (offset < self.len()).then(|| {
+            let mut byte = [0];
+            self.copy_to(offset, &mut byte);
+            byte[0]
+        })
+    }
+
+    /// The payload as a value of `T`, copied; `None` if it is none.
+    pub fn to_value<T: zerocopy::TryFromBytes>(&self) -> Option<T> {
+        T::try_read_from_bytes(&self.bytes()).ok()
+    }
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reply").field("identity", &self.identity).field("len", &self.len()).finish()
+    }
+}

@@ -1,0 +1,245 @@
+//! What is sent: a request being stated, and one whose payload is written in place.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+
+use thiserror::Error;
+
+use super::correlation::RootKey;
+use super::handle::Engine;
+use super::pending::{CallError, Pending, Reply, take};
+use super::shared::{Buffer, NotTaken, Outbound, Payload};
+use crate::base::clock::Deadline;
+use crate::base::failure::Failure;
+use crate::base::ids::{Identity, NodeId, TraceId};
+
+/// Why a request was not taken. Nothing was sent.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DispatchError {
+    /// The worker is dead, or no room came free before the deadline.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// The payload is larger than the request arena.
+    #[error("the payload has {size} bytes, the limit is {limit}")]
+    TooLarge {
+        /// Bytes of the payload.
+        size: usize,
+        /// The largest payload.
+        limit: usize,
+    },
+    /// The caller's trace id is in flight.
+    #[error("a request with this trace id is in flight")]
+    TraceInFlight,
+    /// The engine has been stopped.
+    #[error("the engine has been stopped")]
+    Stopped,
+}
+
+/// What `try_dispatch` answers when it does not take a request; `T` is the request, given back.
+pub enum TryDispatchError<T> {
+    /// No room now: the ring, the arena or the table is full. Try again later, or wait with `dispatch`.
+    Busy(T),
+    /// It will not be taken.
+    Refused(DispatchError),
+}
+
+impl<T> fmt::Debug for TryDispatchError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy(_) => f.write_str("Busy"),
+            Self::Refused(error) => f.debug_tuple("Refused").field(error).finish(),
+        }
+    }
+}
+
+impl<T> fmt::Display for TryDispatchError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy(_) => f.write_str("no room for the request now"),
+            Self::Refused(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<T> std::error::Error for TryDispatchError<T> {}
+
+/// A request that is being stated. Everything is optional.
+#[derive(Clone)]
+#[must_use = "a request does nothing until it is dispatched or called"]
+pub struct RequestBuilder<'e> {
+    engine: &'e Engine,
+    target: NodeId,
+    identity: Identity,
+    deadline: Deadline,
+}
+
+impl<'e> RequestBuilder<'e> {
+    pub(super) fn new(engine: &'e Engine, target: NodeId) -> Self {
+        Self { engine, target, identity: Identity::default(), deadline: Deadline::Never }
+    }
+
+    /// The caller's id of the request. Without one the engine makes one.
+    pub fn trace_id(mut self, trace_id: impl Into<TraceId>) -> Self {
+        self.identity.trace_id = trace_id.into();
+        self
+    }
+
+    /// The caller's route for the answer, carried back unchanged.
+    pub fn reply_to(mut self, reply_to: u32) -> Self {
+        self.identity.reply_to = reply_to;
+        self
+    }
+
+    /// The caller's tags, carried to every node and back unchanged.
+    pub fn tags(mut self, run: u16, scenario: u16) -> Self {
+        self.identity.run = run;
+        self.identity.scenario = scenario;
+        self
+    }
+
+    /// When to give up; also bounds the wait for room.
+    pub fn deadline(mut self, deadline: Deadline) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    fn outbound(&self) -> Outbound {
+        let deadline_ns = self.engine.shared().resolve(self.deadline);
+        Outbound { target: self.target, identity: self.identity, deadline_ns }
+    }
+
+    /// Sends the request; waits for room until the deadline.
+    pub fn dispatch(self, payload: &[u8]) -> Result<Pending, DispatchError> {
+        let outbound = self.outbound();
+        let shared = self.engine.shared();
+        let admitted = shared.submit_waiting(&outbound, Payload::Bytes(payload)).map_err(settled)?;
+        Ok(Pending::new(shared.clone(), admitted.root, admitted.trace_id))
+    }
+
+    /// Sends the request if there is room now; else gives it back.
+    pub fn try_dispatch(self, payload: &[u8]) -> Result<Pending, TryDispatchError<Self>> {
+        let outbound = self.outbound();
+        let shared = self.engine.shared();
+        shared.look_for_room();
+        match shared.submit(&outbound, Payload::Bytes(payload)) {
+            Ok(admitted) => Ok(Pending::new(shared.clone(), admitted.root, admitted.trace_id)),
+            Err(NotTaken::Busy(_)) => Err(TryDispatchError::Busy(self)),
+            Err(refused) => Err(TryDispatchError::Refused(settled(refused))),
+        }
+    }
+
+    /// Sends the request and waits for its reply.
+    #[inline]
+    pub fn call(self, payload: &[u8]) -> Result<Reply, CallError> {
+        let outbound = self.outbound();
+        let shared = self.engine.shared();
+        let admitted = shared.submit_waiting(&outbound, Payload::Bytes(payload)).map_err(settled)?;
+        wait_and_take(self.engine, admitted.root)
+    }
+
+    /// Room for a payload of `len` bytes, to be written in place. It holds unspecified bytes of earlier
+    /// requests to the same worker. Waits for room until the deadline.
+    pub fn loan(self, len: usize) -> Result<Loan, DispatchError> {
+        let outbound = self.outbound();
+        let buffer = self.engine.shared().loan(&outbound, len).map_err(settled)?;
+        Ok(Loan { engine: self.engine.clone(), outbound, buffer, len })
+    }
+
+    /// [`RequestBuilder::loan`] with every byte zero.
+    pub fn loan_zeroed(self, len: usize) -> Result<Loan, DispatchError> {
+        let mut loan = self.loan(len)?;
+        loan.fill(0);
+        Ok(loan)
+    }
+}
+
+fn wait_and_take(engine: &Engine, root: RootKey) -> Result<Reply, CallError> {
+    engine.shared().wait(root);
+    take(engine.shared(), root)
+}
+
+pub(super) fn settled(refused: NotTaken<'_>) -> DispatchError {
+    match refused {
+        NotTaken::TraceInFlight => DispatchError::TraceInFlight,
+        NotTaken::Stopped => DispatchError::Stopped,
+        NotTaken::TooLarge { size, limit } => DispatchError::TooLarge { size, limit },
+        NotTaken::Failed(failure) => DispatchError::Failed(failure),
+        NotTaken::Busy(_) => unreachable!("who waits for room is never told that there is none"),
+    }
+}
+
+/// A request whose payload is written in place, without a copy on the way. Owns room in the arena, but no
+/// slot in the ring; dropping it gives the room back. Its deadline runs from the loan on.
+#[must_use = "a loan does nothing until it is dispatched or called"]
+pub struct Loan {
+    engine: Engine,
+    outbound: Outbound,
+    buffer: Buffer,
+    len: usize,
+}
+
+impl Loan {
+    /// Shortens the payload to `len` bytes; longer than the loan it cannot be.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    fn payload(buffer: Buffer, len: usize) -> Payload<'static> {
+        match buffer {
+            Buffer::Block(block) => Payload::Block(block, len),
+            Buffer::Staged(bytes) => Payload::Staged(bytes, len),
+        }
+    }
+
+    /// Sends the request; waits for a slot until the deadline.
+    pub fn dispatch(self) -> Result<Pending, DispatchError> {
+        let shared = self.engine.shared();
+        let payload = Self::payload(self.buffer, self.len);
+        let admitted = shared.submit_waiting(&self.outbound, payload).map_err(settled)?;
+        Ok(Pending::new(shared.clone(), admitted.root, admitted.trace_id))
+    }
+
+    /// Sends the request if there is a slot now; else gives it back.
+    pub fn try_dispatch(self) -> Result<Pending, TryDispatchError<Self>> {
+        let Self { engine, outbound, buffer, len } = self;
+        engine.shared().look_for_room();
+        let busy = match engine.shared().submit(&outbound, Self::payload(buffer, len)) {
+            Ok(admitted) => {
+                return Ok(Pending::new(engine.shared().clone(), admitted.root, admitted.trace_id));
+            }
+            Err(NotTaken::Busy(Payload::Block(block, _))) => Buffer::Block(block),
+            Err(NotTaken::Busy(Payload::Staged(bytes, _))) => Buffer::Staged(bytes),
+            Err(NotTaken::Busy(Payload::Bytes(_))) => unreachable!("a loan is never sent from a slice"),
+            Err(refused) => return Err(TryDispatchError::Refused(settled(refused))),
+        };
+        Err(TryDispatchError::Busy(Self { engine, outbound, buffer: busy, len }))
+    }
+
+    /// Sends the request and waits for its reply.
+    pub fn call(self) -> Result<Reply, CallError> {
+        let payload = Self::payload(self.buffer, self.len);
+        let admitted = self.engine.shared().submit_waiting(&self.outbound, payload).map_err(settled)?;
+        wait_and_take(&self.engine, admitted.root)
+    }
+}
+
+impl Deref for Loan {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.buffer {
+            Buffer::Block(block) => &block[..self.len],
+            Buffer::Staged(bytes) => &bytes[..self.len],
+        }
+    }
+}
+
+impl DerefMut for Loan {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match &mut self.buffer {
+            Buffer::Block(block) => &mut block[..self.len],
+            Buffer::Staged(bytes) => &mut bytes[..self.len],
+        }
+    }
+}

@@ -1,0 +1,476 @@
+//! The engine's side of a lane: claiming and committing requests, reading replies under the reader role.
+//!
+//! Owns: the claim of request positions, the ticket and block behind each, the reader role, the next reply
+//! position, which reply blocks are held. Never: decides what a frame means for a request; that is the
+//! correlation table's.
+//!
+//! Invariants: `freed <= head <= freed + capacity`. Only the holder of the role moves `next` and `freed` or
+//! sets a held bit. A request's slot and block are freed when its LAST has been read, by nothing else.
+
+use std::sync::Arc;
+
+use crate::base::failure::Rule;
+use crate::base::limits::{CACHE_LINE_BYTES, READ_BATCH};
+use crate::base::sync::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::lane::REQUEST_SIGNAL;
+use crate::shm::arena::{Arena, Block};
+use crate::shm::block::InPlace;
+use crate::shm::ring::{Look, Ring};
+use crate::shm::spin::Processors;
+use crate::shm::view::{Memory, View};
+use crate::wire::control::{reply, request};
+use crate::wire::envelope::{Envelope, flags, kind, status};
+use crate::wire::geometry::{Geometry, ReplyLayout, RequestLayout, units_of};
+use crate::wire::release;
+
+/// The request ring has no free slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Full;
+
+/// A payload on its way out.
+pub enum Outgoing<'a> {
+    /// Copied behind the envelope; at most [`EngineEnd::inline_bytes`].
+    Inline(&'a [u8]),
+    /// Written in place already; the first `len` bytes of it.
+    Block(Block, usize),
+}
+
+/// What a frame's LAST flag did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LastMark {
+    /// The flag is not set.
+    No,
+    /// The frame ended the oldest request of the lane.
+    Ended,
+    /// The flag is set, but the ticket is not that of the oldest request.
+    Stray,
+}
+
+/// The payload of a reply frame, checked against its place.
+pub enum FramePayload {
+    /// Behind the envelope; valid until the frame's handler returns.
+    Inline {
+        /// Offset in the reply segment.
+        at: usize,
+        /// Bytes.
+        len: usize,
+    },
+    /// In the reply arena, held until dropped.
+    Block(HeldBlock),
+}
+
+impl FramePayload {
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Inline { len, .. } => *len,
+            Self::Block(block) => block.len(),
+        }
+    }
+}
+
+/// One reply frame, copied out and checked as far as the lane can check it.
+pub struct Frame {
+    /// The copy of its envelope.
+    pub envelope: Envelope,
+    /// Its payload.
+    pub payload: FramePayload,
+    /// What its LAST flag did.
+    pub last: LastMark,
+}
+
+/// What one turn as reader brought.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Read {
+    /// Somebody else reads.
+    Busy,
+    /// So many frames were handled.
+    Frames(usize),
+    /// The worker broke a rule; nothing after that frame is read.
+    Corrupt(Rule),
+}
+
+/// What the engine must know about a request position until its LAST.
+struct Record {
+    ticket: AtomicU64,
+    /// `payload_at` of its arena block, 0 = inline.
+    block: AtomicU32,
+}
+
+/// Keeps words that different threads change on lines of their own.
+#[repr(align(128))]
+struct Line<T>(T);
+
+/// The engine's side.
+pub struct EngineEnd {
+    request: View,
+    reply: View,
+    geometry: Geometry,
+    request_layout: RequestLayout,
+    reply_layout: ReplyLayout,
+    request_ring: Ring,
+    reply_ring: Ring,
+    arena: Arc<Arena>,
+    records: Box<[Record]>,
+    /// One bit per unit of the reply arena: the block that starts there is held by this process.
+    held: Box<[AtomicU64]>,
+    /// Next request position to claim.
+    head: Line<AtomicU64>,
+    /// Requests whose LAST has been read.
+    freed: Line<AtomicU64>,
+    /// 1 while somebody reads.
+    role: Line<AtomicU32>,
+    /// Next reply position to read.
+    next: AtomicU64,
+    /// Next place of the release ring.
+    released: Line<AtomicU64>,
+}
+
+const NOBODY: u32 = 0;
+const SOMEBODY: u32 = 1;
+
+impl EngineEnd {
+    /// The engine's side over freshly created segments.
+    pub fn new(request: View, reply: View, geometry: Geometry) -> Self {
+        assert!(request.is_writable() && !reply.is_writable());
+        let request_layout = geometry.request();
+        let reply_layout = geometry.reply();
+        let arena = Arena::new(request.clone(), request_layout.arena_at, geometry.request_arena_bytes);
+        let held_words = units_of(geometry.reply_arena_bytes).div_ceil(64);
+        Self {
+            request_ring: Ring::new(request_layout.slots_at, geometry.slot_bytes, geometry.slots),
+            reply_ring: Ring::new(reply_layout.slots_at, geometry.slot_bytes, geometry.slots),
+            arena: Arc::new(arena),
+            records: (0..geometry.slots)
+                .map(|_| Record { ticket: AtomicU64::new(0), block: AtomicU32::new(0) })
+                .collect(),
+            held: (0..held_words).map(|_| AtomicU64::new(0)).collect(),
+            head: Line(AtomicU64::new(0)),
+            freed: Line(AtomicU64::new(0)),
+            role: Line(AtomicU32::new(NOBODY)),
+            next: AtomicU64::new(0),
+            released: Line(AtomicU64::new(0)),
+            request,
+            reply,
+            geometry,
+            request_layout,
+            reply_layout,
+        }
+    }
+
+    /// The request arena, for loans.
+    pub fn arena(&self) -> &Arc<Arena> {
+        &self.arena
+    }
+
+    /// Inline payload bytes of a slot.
+    pub fn inline_bytes(&self) -> usize {
+        self.request_ring.inline_bytes()
+    }
+
+    /// Slots of each ring.
+    pub fn capacity(&self) -> u64 {
+        self.request_ring.capacity()
+    }
+
+    /// Bytes mapped for this lane.
+    pub fn mapped_bytes(&self) -> usize {
+        self.geometry.total()
+    }
+
+    /// The segment that the engine writes.
+    pub fn request_segment(&self) -> &View {
+        &self.request
+    }
+
+    /// The segment that the worker writes.
+    pub fn reply_segment(&self) -> &View {
+        &self.reply
+    }
+
+    /// Where both sides publish their processors.
+    pub fn processors(&self) -> Processors<'_> {
+        Processors { mine: (&self.request, request::CPU), theirs: (&self.reply, reply::CPU) }
+    }
+
+    // ---- sending ----
+
+    /// Whether a slot is free now.
+    pub fn has_room(&self) -> bool {
+        self.head.0.load(Ordering::Relaxed) - self.freed.0.load(Ordering::Acquire) < self.capacity()
+    }
+
+    /// Claims the next request position. What follows until [`EngineEnd::send`] must not fail.
+    #[inline]
+    pub fn claim(&self) -> Result<u64, Full> {
+        let mut head = self.head.0.load(Ordering::Relaxed);
+        loop {
+            // Acquire: pairs with the Release in `end_oldest`; the slot's previous user is over.
+            // A head that is behind what others freed means that our reading of it is old.
+            let used = head.wrapping_sub(self.freed.0.load(Ordering::Acquire));
+            if used == self.capacity() {
+                return Err(Full);
+            }
+            if used > self.capacity() {
+                head = self.head.0.load(Ordering::Acquire);
+                continue;
+            }
+            // SeqCst: the claim stands between the registration of the request and the look at the lane's state.
+            match self.head.0.compare_exchange_weak(head, head + 1, Ordering::SeqCst, Ordering::Relaxed) {
+                Ok(_) => return Ok(head),
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// Writes and commits the frame of a claimed position and wakes the worker if it sleeps for it.
+    #[inline]
+    pub fn send(&self, position: u64, mut envelope: Envelope, payload: Outgoing<'_>) {
+        let record = &self.records[self.request_ring.index(position)];
+        record.ticket.store(envelope.ticket, Ordering::Relaxed);
+        match payload {
+            Outgoing::Inline(bytes) => {
+                assert!(bytes.len() <= self.inline_bytes(), "inline payload too long");
+                self.request.copy_in(self.request_ring.inline_at(position), bytes);
+                envelope.payload_len = bytes.len() as u32;
+                envelope.payload_at = 0;
+            }
+            Outgoing::Block(block, len) => {
+                debug_assert!(len <= block.len());
+                envelope.payload_len = len as u32;
+                envelope.payload_at = block.publish();
+            }
+        }
+        // Relaxed: read by the holder of the reader role only after the worker answered this very frame,
+        // which it can do only after the commit below.
+        record.block.store(envelope.payload_at, Ordering::Relaxed);
+        self.request_ring.write_envelope(&self.request, position, envelope);
+        self.request_ring.commit(&self.request, position);
+        REQUEST_SIGNAL.wake(&self.request, &self.reply, position);
+    }
+
+    /// Tells the worker that the request at `position` is not wanted any more.
+    pub fn cancel(&self, position: u64) {
+        let at = self.request_layout.cancelled_at + 8 * self.request_ring.index(position);
+        self.request.raise(at, position + 1);
+    }
+
+    /// Whether the worker had begun the request at `position`, as it says itself.
+    pub fn started(&self, position: u64) -> bool {
+        self.reply.load_acquire(reply::STARTED) > position
+    }
+
+    // ---- reading ----
+
+    /// Next reply position.
+    #[inline(always)]
+    pub fn next(&self) -> u64 {
+        self.next.load(Ordering::Acquire)
+    }
+
+    /// Whether the next reply is there (or a value that only the reader may judge). Needs no role.
+    #[inline(always)]
+    pub fn has_reply(&self) -> bool {
+        self.reply_ring.look(&self.reply, self.next()) != Look::Empty
+    }
+
+    /// Takes the reader role for one batch, hands each frame to `handle`, publishes what became free and
+    /// gives the role back. `handle` must not wait for anything; it may refuse a frame as impossible.
+    ///
+    /// A full fence stands between the publication of the new position and this function's return.
+    #[inline]
+    pub fn read(&self, handle: impl FnMut(Frame) -> Result<(), Rule>) -> Read {
+        // Acquire: pairs with the Release below; the previous holder's changes are visible.
+        if self.role.0.compare_exchange(NOBODY, SOMEBODY, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            return Read::Busy;
+        }
+        let read = self.read_batch(READ_BATCH as u64, handle);
+        self.role.0.store(NOBODY, Ordering::Release);
+        read
+    }
+
+    /// Takes the role for good and reads to the end: for a lane whose worker is dead. At most one ring's
+    /// worth of frames can stand there.
+    pub fn read_out(&self, handle: impl FnMut(Frame) -> Result<(), Rule>) -> Read {
+        self.close();
+        self.read_batch(self.capacity(), handle)
+    }
+
+    /// Takes the role for good: nothing is read any more. Call this or [`EngineEnd::read_out`], and once.
+    pub fn close(&self) {
+        while self.role.0.compare_exchange(NOBODY, SOMEBODY, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            // The holder runs code of ours that does not wait; it may have lost its processor, though.
+            crate::os::cpu::yield_now();
+        }
+    }
+
+    fn read_batch(&self, limit: u64, mut handle: impl FnMut(Frame) -> Result<(), Rule>) -> Read {
+        // Relaxed: only holders of the role write it, and the role orders them.
+        let begin = self.next.load(Ordering::Relaxed);
+        let mut next = begin;
+        let mut corrupt = None;
+        while next - begin < limit {
+            match self.reply_ring.look(&self.reply, next) {
+                Look::Empty => break,
+                Look::Corrupt => {
+                    corrupt = Some(Rule::CommitWord);
+                    break;
+                }
+                Look::Ready => {}
+            }
+            if let Err(rule) = self.frame(next).and_then(&mut handle) {
+                corrupt = Some(rule);
+                break;
+            }
+            next += 1;
+        }
+        if next != begin {
+            self.request.store_release(request::CONSUMED, next);
+            self.next.store(next, Ordering::Release);
+            self.offer_room();
+        }
+        match corrupt {
+            Some(rule) => Read::Corrupt(rule),
+            None => Read::Frames((next - begin) as usize),
+        }
+    }
+
+    /// Copies one frame out and checks it.
+    #[inline(always)]
+    fn frame(&self, position: u64) -> Result<Frame, Rule> {
+        let envelope = self.reply_ring.envelope(&self.reply, position);
+        if envelope.flags & !flags::KNOWN != 0 {
+            return Err(Rule::Flags);
+        }
+        if !matches!(envelope.kind, kind::TERMINAL | kind::OUTPUT | kind::DONE) {
+            return Err(Rule::Kind);
+        }
+        if envelope.status > status::ERROR {
+            return Err(Rule::Status);
+        }
+        let payload = self.payload(position, &envelope)?;
+        let last =
+            if envelope.flags & flags::LAST == 0 { LastMark::No } else { self.end_oldest(envelope.ticket) };
+        Ok(Frame { envelope, payload, last })
+    }
+
+    fn payload(&self, position: u64, envelope: &Envelope) -> Result<FramePayload, Rule> {
+        let len = envelope.payload_len as usize;
+        if envelope.payload_at == 0 {
+            if len > self.inline_bytes() {
+                return Err(Rule::PayloadLength);
+            }
+            return Ok(FramePayload::Inline { at: self.reply_ring.inline_at(position), len });
+        }
+        let arena_bytes = self.geometry.reply_arena_bytes;
+        let unit_bytes = arena_bytes / units_of(arena_bytes);
+        let offset = (envelope.payload_at as usize - 1) * CACHE_LINE_BYTES;
+        if !offset.is_multiple_of(unit_bytes) || offset >= arena_bytes {
+            return Err(Rule::PayloadPlace);
+        }
+        if len > arena_bytes - offset {
+            return Err(Rule::PayloadLength);
+        }
+        let unit = offset / unit_bytes;
+        let bit = 1 << (unit % 64);
+        if self.held[unit / 64].fetch_or(bit, Ordering::AcqRel) & bit != 0 {
+            return Err(Rule::BlockHeld);
+        }
+        let bytes = InPlace::new(self.reply.clone(), self.reply_layout.arena_at + offset, len);
+        Ok(FramePayload::Block(HeldBlock { payload_at: envelope.payload_at, unit, bytes }))
+    }
+
+    /// Frees the oldest request's slot and block if it is the one that `ticket` names.
+    fn end_oldest(&self, ticket: u64) -> LastMark {
+        let freed = self.freed.0.load(Ordering::Relaxed);
+        let record = &self.records[self.request_ring.index(freed)];
+        if freed == self.head.0.load(Ordering::Acquire) || record.ticket.load(Ordering::Relaxed) != ticket {
+            return LastMark::Stray;
+        }
+        let block = record.block.swap(0, Ordering::Relaxed);
+        if block != 0 {
+            self.arena.take_back(block).expect("a sent block is published until its LAST");
+        }
+        record.ticket.store(0, Ordering::Relaxed);
+        self.freed.0.store(freed + 1, Ordering::Release);
+        LastMark::Ended
+    }
+
+    /// Gives a block back to the worker.
+    pub fn release(&self, block: HeldBlock) {
+        self.held[block.unit / 64].fetch_and(!(1 << (block.unit % 64)), Ordering::AcqRel);
+        let position = self.released.0.fetch_add(1, Ordering::AcqRel);
+        let place = position as usize % self.geometry.release_places();
+        let at = self.request_layout.release_at + 8 * place;
+        self.request.store_release(at, release::entry(position, block.payload_at));
+        self.offer_room();
+    }
+
+    /// After a store that made room: wakes the worker if it waits for some. Forbidden: the worker sees no
+    /// room *and* we do not see that it wants some; both sides fence between their store and their load.
+    #[inline(always)]
+    fn offer_room(&self) {
+        fence(Ordering::SeqCst);
+        if self.reply.load(reply::WANTS_ROOM) != 0 {
+            self.request.futex_wake(request::ROOM);
+        }
+    }
+
+    /// Copies an inline payload word by word, while its frame is being handled; bytes beyond `len` are zero.
+    #[inline(always)]
+    pub fn inline_words(&self, at: usize, len: usize, mut put: impl FnMut(usize, u64)) {
+        for i in 0..len / 8 {
+            put(i, self.reply.load(at + 8 * i));
+        }
+        if !len.is_multiple_of(8) {
+            let word = self.reply.load(at + (len & !7));
+            put(len / 8, word & (u64::MAX >> (64 - 8 * (len % 8))));
+        }
+    }
+
+    // ---- the engine's thread ----
+
+    /// Asks the worker to ring the event descriptor with its next reply; false if that is there already.
+    pub fn arm_bell(&self) -> bool {
+        let next = self.next();
+        self.request.store(request::BELL, next + 1);
+        // Between this store and the look, as in `shm/signal.rs`: the worker commits, fences, looks at the bell.
+        fence(Ordering::SeqCst);
+        !self.has_reply()
+    }
+}
+
+/// A block of the reply arena that this process holds. Goes back by [`EngineEnd::release`].
+pub struct HeldBlock {
+    payload_at: u32,
+    unit: usize,
+    bytes: InPlace,
+}
+
+impl HeldBlock {
+    /// Payload bytes.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The payload.
+    pub fn bytes(&self) -> &InPlace {
+        &self.bytes
+    }
+
+    /// Place and length, as they are kept while the block waits for its taker.
+    pub fn to_words(&self) -> (u32, u32) {
+        (self.payload_at, self.bytes.len() as u32)
+    }
+}
+
+impl EngineEnd {
+    /// The held block that [`HeldBlock::to_words`] described. Call it once per description.
+    pub fn held_block(&self, payload_at: u32, len: u32) -> HeldBlock {
+        let arena_bytes = self.geometry.reply_arena_bytes;
+        let offset = (payload_at as usize - 1) * CACHE_LINE_BYTES;
+        let unit = offset / (arena_bytes / units_of(arena_bytes));
+        let bytes = InPlace::new(self.reply.clone(), self.reply_layout.arena_at + offset, len as usize);
+        HeldBlock { payload_at, unit, bytes }
+    }
+}

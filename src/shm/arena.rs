@@ -1,0 +1,349 @@
+//! Room for payloads that do not fit a slot: blocks of the writer's own segment.
+//!
+//! Owns: which units of the arena are taken, in private memory of the writing process. Never reads the
+//! arena, never trusts what a peer says about a block: a returned offset must name a published block.
+//!
+//! Two levels of bitmaps, each word changed by compare-and-swap, so that taking and giving back take no
+//! lock, from any thread:
+//!
+//! ```text
+//! large:    one bit per 64 units. Set = taken, whole or split.
+//! small[i]: one bit per unit of large unit i while that is split; all ones while it is not.
+//! ```
+//!
+//! A payload of up to half a large unit takes a run of small units; a larger one a run of large units. The
+//! whole arena can be one block. A split unit whose small bits are all clear is closed by the thread that
+//! swaps `0 → all ones`, and only that thread clears the large bit.
+#![allow(unsafe_code)]
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use super::view::View;
+use crate::base::limits::CACHE_LINE_BYTES;
+use crate::base::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::wire::geometry::units_of;
+
+/// The arena has no room for a block now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoRoom;
+
+/// An offset that names no published block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NotPublished;
+
+/// Which units are taken. Private to the writing process.
+pub(super) struct UnitMap {
+    large: AtomicU64,
+    small: Box<[AtomicU64]>,
+}
+
+/// A run of `count` ones, shifted to bit `at`.
+fn run(at: u32, count: u32) -> u64 {
+    (u64::MAX >> (64 - count)) << at
+}
+
+/// First bit of `count` neighbouring zeros in `taken`.
+fn find_run(taken: u64, count: u32) -> Option<u32> {
+    let mut starts = !taken;
+    // After each step a set bit means that a longer run starts there.
+    let mut length = 1;
+    while length < count {
+        let step = length.min(count - length);
+        starts &= starts >> step;
+        length += step;
+    }
+    (starts != 0).then(|| starts.trailing_zeros())
+}
+
+impl UnitMap {
+    /// Units per large unit.
+    const SPLIT: u32 = 64;
+
+    pub(super) fn new(units: usize) -> Self {
+        let large = (units as u32 / Self::SPLIT).max(1);
+        let unusable = if large == 64 { 0 } else { !run(0, large) };
+        Self {
+            large: AtomicU64::new(unusable),
+            small: (0..large).map(|_| AtomicU64::new(u64::MAX)).collect(),
+        }
+    }
+
+    /// Takes `units` neighbouring units; returns the first.
+    pub(super) fn take(&self, units: u32) -> Option<u32> {
+        if units > Self::SPLIT / 2 {
+            return self.take_large(units.div_ceil(Self::SPLIT)).map(|large| large * Self::SPLIT);
+        }
+        for (i, word) in self.small.iter().enumerate() {
+            // Relaxed: only a hint; the compare-and-swap below decides.
+            let mut taken = word.load(Ordering::Relaxed);
+            while let Some(at) = find_run(taken, units) {
+                // Acquire: pairs with the Release of `give_small`, so that the previous user's accesses are over.
+                match word.compare_exchange_weak(
+                    taken,
+                    taken | run(at, units),
+                    Ordering::AcqRel,
+                    Ordering::Relaxed,
+                ) {
+                    Ok(_) => return Some(i as u32 * Self::SPLIT + at),
+                    Err(now) => taken = now,
+                }
+            }
+        }
+        let large = self.take_large(1)?;
+        // Release: opens the split unit to others; pairs with the Acquire of their compare-and-swap.
+        self.small[large as usize].store(run(0, units), Ordering::Release);
+        Some(large * Self::SPLIT)
+    }
+
+    fn take_large(&self, count: u32) -> Option<u32> {
+        if count as usize > self.small.len() {
+            return None;
+        }
+        let mut taken = self.large.load(Ordering::Relaxed);
+        loop {
+            let at = find_run(taken, count)?;
+            // Acquire: pairs with the Release of `give_large`.
+            match self.large.compare_exchange_weak(
+                taken,
+                taken | run(at, count),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return Some(at),
+                Err(now) => taken = now,
+            }
+        }
+    }
+
+    /// Gives back what `take(units)` returned.
+    pub(super) fn give(&self, first: u32, units: u32) {
+        let large = first / Self::SPLIT;
+        if units > Self::SPLIT / 2 {
+            return self.give_large(large, units.div_ceil(Self::SPLIT));
+        }
+        let word = &self.small[large as usize];
+        let mask = run(first % Self::SPLIT, units);
+        let before = word.fetch_and(!mask, Ordering::AcqRel);
+        debug_assert!(before & mask == mask, "units given back twice");
+        if before == mask && word.compare_exchange(0, u64::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            self.give_large(large, 1);
+        }
+    }
+
+    fn give_large(&self, at: u32, count: u32) {
+        let mask = run(at, count);
+        let before = self.large.fetch_and(!mask, Ordering::Release);
+        debug_assert!(before & mask == mask, "large units given back twice");
+    }
+
+    /// Whether nothing is taken.
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
+        let units = self.small.len() as u32;
+        let unusable = if units == 64 { 0 } else { !run(0, units) };
+        self.large.load(Ordering::Acquire) == unusable
+    }
+}
+
+/// The arena of a segment that this process writes.
+pub struct Arena {
+    view: View,
+    at: usize,
+    bytes: usize,
+    unit_bytes: usize,
+    map: UnitMap,
+    /// Units of the published block that starts at this unit; 0 = none does.
+    published: Box<[AtomicU32]>,
+}
+
+impl Arena {
+    /// The arena of `bytes` bytes (a power of two) at `at` of a writable segment.
+    pub fn new(view: View, at: usize, bytes: usize) -> Self {
+        let units = units_of(bytes);
+        assert!(view.is_writable() && bytes.is_power_of_two() && at.is_multiple_of(CACHE_LINE_BYTES));
+        assert!(at + bytes <= view.bytes());
+        Self {
+            view,
+            at,
+            bytes,
+            unit_bytes: bytes / units,
+            map: UnitMap::new(units),
+            published: (0..units).map(|_| AtomicU32::new(0)).collect(),
+        }
+    }
+
+    /// Bytes of the largest possible block.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Takes a block of at least `len` bytes (1 ≤ `len` ≤ [`Arena::bytes`]). Its content is unspecified:
+    /// bytes of earlier payloads of the same segment.
+    pub fn take(self: &Arc<Self>, len: usize) -> Result<Block, NoRoom> {
+        assert!((1..=self.bytes).contains(&len), "block size out of range");
+        let units = len.div_ceil(self.unit_bytes) as u32;
+        let first = self.map.take(units).ok_or(NoRoom)?;
+        Ok(Block { arena: Arc::clone(self), first, units, len })
+    }
+
+    /// Takes back a published block that the peer has let go.
+    pub fn take_back(&self, payload_at: u32) -> Result<(), NotPublished> {
+        let offset = (payload_at as usize).checked_sub(1).ok_or(NotPublished)? * CACHE_LINE_BYTES;
+        if !offset.is_multiple_of(self.unit_bytes) {
+            return Err(NotPublished);
+        }
+        let first = offset / self.unit_bytes;
+        let units = self.published.get(first).map_or(0, |units| units.swap(0, Ordering::AcqRel));
+        if units == 0 {
+            return Err(NotPublished);
+        }
+        self.map.give(first as u32, units);
+        Ok(())
+    }
+}
+
+/// A block of the arena that this process owns and nobody else knows of yet. Given back when dropped.
+pub struct Block {
+    arena: Arc<Arena>,
+    /// INVARIANT: units `first..first + units` are taken for this block alone, and hold `len` bytes.
+    first: u32,
+    units: u32,
+    len: usize,
+}
+
+impl Block {
+    fn at(&self) -> usize {
+        self.arena.at + self.first as usize * self.arena.unit_bytes
+    }
+
+    /// Hands the block over to the peer: returns its offset as it travels in an envelope. It comes back
+    /// through [`Arena::take_back`].
+    pub fn publish(self) -> u32 {
+        let payload_at = (self.first as usize * self.arena.unit_bytes / CACHE_LINE_BYTES) as u32 + 1;
+        self.arena.published[self.first as usize].store(self.units, Ordering::Release);
+        // The units now belong to the published block; only the count of the arena itself is dropped.
+        let mut block = std::mem::ManuallyDrop::new(self);
+        // SAFETY: `block` is never used or dropped again, so the reference is dropped exactly once.
+        unsafe { std::ptr::drop_in_place(&raw mut block.arena) };
+        payload_at
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.arena.map.give(self.first, self.units);
+    }
+}
+
+impl Deref for Block {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: by the invariant the range belongs to this block alone, and the segment is written by this
+        // process only (the arena demands a writable view); `&self` excludes a mutable slice meanwhile.
+        unsafe { self.arena.view.slice(self.at(), self.len) }
+    }
+}
+
+impl DerefMut for Block {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above; `&mut self` makes the slice the only one.
+        unsafe { self.arena.view.slice_mut(self.at(), self.len) }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::os::map::Mapping;
+    use crate::os::memfd;
+    use std::os::fd::AsFd;
+
+    fn arena(bytes: usize) -> Arc<Arena> {
+        let fd = memfd::create("arena-test", bytes as u64).unwrap();
+        let view = View::new(Mapping::writable(fd.as_fd(), bytes).unwrap());
+        Arc::new(Arena::new(view, 0, bytes))
+    }
+
+    #[test]
+    fn finds_runs_of_every_length() {
+        assert_eq!(find_run(0, 64), Some(0));
+        assert_eq!(find_run(1, 64), None);
+        assert_eq!(find_run(0b1011, 2), Some(4));
+        assert_eq!(find_run(!0b0110_0000, 2), Some(5));
+        assert_eq!(find_run(u64::MAX, 1), None);
+        for count in 1..=64 {
+            assert_eq!(find_run(!run(64 - count, count), count), Some(64 - count));
+        }
+    }
+
+    #[test]
+    fn blocks_never_overlap_and_all_room_comes_back() {
+        let arena = arena(1 << 18);
+        let mut seed = 7u64;
+        let mut next = move || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) as usize
+        };
+        let mut blocks: Vec<(Block, u8)> = Vec::new();
+        for round in 0..20_000 {
+            if next() % 2 == 0 {
+                let len = 1 + next() % [200, 3_000, 70_000][next() % 3];
+                if let Ok(mut block) = arena.take(len) {
+                    block.fill(round as u8);
+                    blocks.push((block, round as u8));
+                }
+            } else if !blocks.is_empty() {
+                let (block, value) = blocks.swap_remove(next() % blocks.len());
+                assert!(block.iter().all(|byte| *byte == value));
+                if next() % 2 == 0 {
+                    let at = block.publish();
+                    arena.take_back(at).unwrap();
+                    assert_eq!(arena.take_back(at), Err(NotPublished));
+                }
+            }
+        }
+        drop(blocks);
+        assert!(arena.map.is_empty());
+        assert_eq!(arena.take(1 << 18).unwrap().len(), 1 << 18);
+    }
+
+    #[test]
+    fn half_an_arena_fits_twice() {
+        for bytes in [4096, 1 << 16, 1 << 20] {
+            let arena = arena(bytes);
+            let halves = [arena.take(bytes / 2).ok(), arena.take(bytes / 2).ok()];
+            assert!(halves.iter().all(Option::is_some));
+        }
+    }
+
+    #[test]
+    fn a_peer_cannot_return_what_was_not_published() {
+        let arena = arena(1 << 20);
+        let block = arena.take(1000).unwrap();
+        for at in [0, 1, 2, 3, 5, u32::MAX] {
+            assert_eq!(arena.take_back(at), Err(NotPublished));
+        }
+        assert_eq!(arena.take_back(block.publish()), Ok(()));
+    }
+
+    #[test]
+    fn threads_share_the_map() {
+        let arena = arena(1 << 18);
+        std::thread::scope(|scope| {
+            for thread in 0..4u8 {
+                let arena = &arena;
+                scope.spawn(move || {
+                    for i in 0..20_000usize {
+                        if let Ok(mut block) = arena.take(1 + i * 37 % 9_000) {
+                            block.fill(thread);
+                            assert!(block.iter().all(|byte| *byte == thread));
+                        }
+                    }
+                });
+            }
+        });
+        assert!(arena.map.is_empty());
+    }
+}

@@ -1,0 +1,190 @@
+//! Model checks of the signal and the ring with loom, futex included: `RUSTFLAGS="--cfg loom" cargo test --lib`.
+
+use loom::sync::atomic::{AtomicU64, Ordering, fence};
+use loom::sync::{Arc, Condvar, Mutex};
+use loom::thread;
+
+use super::arena::UnitMap;
+use super::ring::{Look, Ring};
+use super::signal::Signal;
+use super::view::Memory;
+use crate::os::futex::Woke;
+use crate::wire::envelope::{ENVELOPE_BYTES, ENVELOPE_WORDS, Envelope};
+
+/// Words of loom, and a futex made of a mutex and a condition variable: the kernel's promise that the
+/// comparison and the falling asleep are one step with regard to a wake.
+struct ModelMemory {
+    words: Vec<AtomicU64>,
+    futex: Mutex<()>,
+    sleepers: Condvar,
+}
+
+impl ModelMemory {
+    fn new(words: usize) -> Self {
+        Self {
+            words: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            futex: Mutex::new(()),
+            sleepers: Condvar::new(),
+        }
+    }
+}
+
+impl Memory for ModelMemory {
+    fn load_acquire(&self, at: usize) -> u64 {
+        let value = self.words[at / 8].load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        value
+    }
+    fn load(&self, at: usize) -> u64 {
+        self.words[at / 8].load(Ordering::Relaxed)
+    }
+    fn store_release(&self, at: usize, value: u64) {
+        self.words[at / 8].store(value, Ordering::Release);
+    }
+    fn store(&self, at: usize, value: u64) {
+        self.words[at / 8].store(value, Ordering::Relaxed);
+    }
+    fn raise(&self, at: usize, value: u64) {
+        self.words[at / 8].fetch_max(value, Ordering::Release);
+    }
+    fn fence_full(&self) {
+        fence(Ordering::SeqCst);
+    }
+    fn futex_load(&self, at: usize) -> u32 {
+        self.load_acquire(at) as u32
+    }
+    fn futex_wake(&self, at: usize) {
+        self.words[at / 8].fetch_add(1, Ordering::Release);
+        let _held = self.futex.lock().unwrap();
+        self.sleepers.notify_all();
+    }
+    fn futex_wait(&self, at: usize, expected: u32, _until_ns: u64) -> Woke {
+        let held = self.futex.lock().unwrap();
+        if self.words[at / 8].load(Ordering::Relaxed) as u32 != expected {
+            return Woke::Changed;
+        }
+        // No time-out: a lost wake is a deadlock, which loom reports.
+        drop(self.sleepers.wait(held).unwrap());
+        Woke::Woken
+    }
+}
+
+const CAPACITY: usize = 2;
+const SIGNAL: Signal = Signal { sleeping_at: 0, wake_at: 8 };
+const RING: usize = 64;
+
+fn ring() -> Ring {
+    Ring::new(RING, ENVELOPE_BYTES, CAPACITY)
+}
+
+fn memory() -> Arc<ModelMemory> {
+    Arc::new(ModelMemory::new(RING / 8 + CAPACITY * ENVELOPE_WORDS))
+}
+
+fn publish(theirs: &ModelMemory, mine: &ModelMemory, position: u64) {
+    ring().write_envelope(mine, position, Envelope { ticket: 100 + position, ..Envelope::default() });
+    ring().commit(mine, position);
+    SIGNAL.wake(mine, theirs, position);
+}
+
+fn wait_for(mine: &ModelMemory, theirs: &ModelMemory, position: u64) -> Envelope {
+    loop {
+        match ring().look(theirs, position) {
+            Look::Ready => return ring().envelope(theirs, position),
+            Look::Corrupt => panic!("corrupt"),
+            Look::Empty => {}
+        }
+        let expected = SIGNAL.prepare(theirs);
+        SIGNAL.announce(mine, position);
+        if ring().look(theirs, position) == Look::Empty {
+            theirs.futex_wait(SIGNAL.wake_at, expected, 0);
+        }
+        SIGNAL.withdraw(mine);
+    }
+}
+
+#[test]
+fn loom_no_wake_is_lost_and_frames_arrive_whole() {
+    loom::model(|| {
+        let (worker, engine) = (memory(), memory());
+        let publisher = {
+            let (worker, engine) = (Arc::clone(&worker), Arc::clone(&engine));
+            thread::spawn(move || {
+                publish(&engine, &worker, 0);
+                publish(&engine, &worker, 1);
+            })
+        };
+        assert_eq!(wait_for(&engine, &worker, 0).ticket, 100);
+        assert_eq!(wait_for(&engine, &worker, 1).ticket, 101);
+        publisher.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_announcing_for_a_sleeper_moves_it_without_a_wake() {
+    // The sleeper announced position 0; another thread of its process reads 0 and announces 1 on its
+    // behalf. The publication of 1 must wake the sleeper, which then looks at where reading has got to.
+    loom::model(|| {
+        let (worker, engine) = (memory(), memory());
+        let read_to = Arc::new(AtomicU64::new(0));
+        let sleeper = {
+            let (worker, engine, read_to) = (Arc::clone(&worker), Arc::clone(&engine), Arc::clone(&read_to));
+            thread::spawn(move || {
+                loop {
+                    let next = read_to.load(Ordering::SeqCst);
+                    if ring().look(&*worker, 1) == Look::Ready {
+                        return;
+                    }
+                    let expected = SIGNAL.prepare(&*worker);
+                    SIGNAL.announce(&*engine, next);
+                    // Whoever reads on meanwhile announces later than this, or is seen here.
+                    if read_to.load(Ordering::SeqCst) == next && ring().look(&*worker, next) == Look::Empty {
+                        worker.futex_wait(SIGNAL.wake_at, expected, 0);
+                    } else if ring().look(&*worker, next) == Look::Ready {
+                        read_to.fetch_max(next + 1, Ordering::SeqCst);
+                    }
+                }
+            })
+        };
+        let publisher = {
+            let (worker, engine) = (Arc::clone(&worker), Arc::clone(&engine));
+            thread::spawn(move || {
+                publish(&engine, &worker, 0);
+                publish(&engine, &worker, 1);
+            })
+        };
+        if ring().look(&*worker, 0) == Look::Ready {
+            read_to.fetch_max(1, Ordering::SeqCst);
+            SIGNAL.announce(&*engine, 1);
+            if ring().look(&*worker, 1) == Look::Ready {
+                // Ready before the announcement was seen: wake the sleeper by hand.
+                worker.futex_wake(SIGNAL.wake_at);
+            }
+        }
+        publisher.join().unwrap();
+        sleeper.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_arena_units_are_given_to_one_thread_at_a_time() {
+    loom::model(|| {
+        let map = Arc::new(UnitMap::new(64));
+        let owners = Arc::new(AtomicU64::new(0));
+        let threads: Vec<_> = (0..2)
+            .map(|_| {
+                let (map, owners) = (Arc::clone(&map), Arc::clone(&owners));
+                thread::spawn(move || {
+                    if let Some(first) = map.take(32) {
+                        let bit = 1 << (first / 32);
+                        assert_eq!(owners.fetch_or(bit, Ordering::Relaxed) & bit, 0, "taken twice");
+                        owners.fetch_and(!bit, Ordering::Relaxed);
+                        map.give(first, 32);
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert!(map.take(64).is_some(), "all room came back");
+    });
+}

@@ -1,0 +1,15 @@
+//! Real processes: start them, hear them, end them.
+//!
+//! Knows nothing of requests: what becomes of those when a worker dies is the engine's.
+
+mod birth;
+mod output;
+mod spawner;
+mod worker;
+
+pub use birth::{StartError, StartStep};
+pub use output::{OutputLine, OutputSink, Stream};
+
+pub(crate) use birth::{WorkerSpec, start};
+pub(crate) use output::Capture;
+pub(crate) use worker::{Heard, Worker};

@@ -1,0 +1,192 @@
+//! From the first line of `main` to READY.
+//!
+//! Steps: signal mask, foreign descriptors, parent-death signal → bundle → check, map → MAPPED, SEALED →
+//! watcher → build the nodes → READY → serve → STOPPED.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use super::serve::serve;
+use crate::base::failure::cut;
+use crate::base::limits::BUNDLE_BYTES;
+use crate::lane::WorkerEnd;
+use crate::node::executor::Executor;
+use crate::node::registry::{Registry, Unbuilt};
+use crate::os::cpu;
+use crate::os::futex::Word;
+use crate::os::life;
+use crate::os::poll::EventFd;
+use crate::os::socket::{self, Received, receive_within};
+use crate::plan::placement::{Edge, PlacedGroup, PlacedNode, Placement};
+use crate::shm::segment::{check_closed, open_received};
+use crate::wire::bootstrap::{BOOTSTRAP_VERSION, BUNDLE_DESCRIPTORS, Bundle, Malformed, Message, Refusal};
+use crate::wire::segment::{Side, layout_digest};
+
+/// Environment variable that marks a worker, beside the socket on its standard input.
+pub(crate) const MARKER: &str = "HANDBELL_WORKER";
+
+/// An engine that is alive sends its part within this; one that is stopped may take longer, and waiting
+/// costs nothing, because its death ends the socket.
+const ENGINE_WORD_MS: u32 = 600_000;
+
+/// Why a worker ends before it has served; also its exit code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(i32)]
+enum Unborn {
+    ParentGone = 81,
+    Bundle = 82,
+    Segment = 83,
+    Nodes = 84,
+    System = 85,
+}
+
+/// Whether this process was started as a worker: the marker *and* a socket of the right kind.
+pub(crate) fn is_worker() -> bool {
+    std::env::var_os(MARKER).is_some() && life::stdin_is_seqpacket()
+}
+
+/// Serves until told to stop, then exits. Never returns.
+pub(crate) fn run(registry: &Registry) -> ! {
+    let code = match be_born(registry) {
+        Ok(()) => 0,
+        Err((unborn, what)) => {
+            eprintln!("worker cannot start: {what}");
+            unborn as i32
+        }
+    };
+    std::process::exit(code);
+}
+
+type Born<T> = Result<T, (Unborn, String)>;
+
+fn be_born(registry: &Registry) -> Born<()> {
+    let system = |what: &'static str| move |error| (Unborn::System, format!("{what}: {error}"));
+    let socket = Arc::new(life::become_worker().map_err(system("taking over standard input"))?);
+    let parent = socket::peer_pid(socket.as_fd()).map_err(system("asking for the engine's pid"))?;
+    if !life::bind_life_to(parent).map_err(system("binding to the engine's life"))? {
+        return Err((Unborn::ParentGone, "the engine is gone".into()));
+    }
+    let (bundle, fds) = receive_bundle(&socket)?;
+    let refuse = |refusal: Refusal, unborn: Unborn, what: String| {
+        // Best effort: the engine sees the exit code too.
+        let _ = say(&socket, &Message::Refused(refusal));
+        (unborn, what)
+    };
+    if bundle.layout_digest != layout_digest() {
+        return Err(refuse(
+            Refusal::Layout,
+            Unborn::Bundle,
+            "the engine was built with other layouts".into(),
+        ));
+    }
+    let [request_fd, reply_fd, bell_fd] =
+        <[OwnedFd; BUNDLE_DESCRIPTORS]>::try_from(fds).expect("checked with the bundle");
+    let refuse_segment = |error| refuse(Refusal::Segment, Unborn::Segment, format!("{error}"));
+    let open = |side, fd: &OwnedFd| open_received(side, fd.as_fd(), &bundle.geometry, bundle.incarnation);
+    let request = open(Side::Request, &request_fd).map_err(refuse_segment)?;
+    let reply = open(Side::Reply, &reply_fd).map_err(refuse_segment)?;
+    say(&socket, &Message::Mapped)?;
+    expect_sealed(&socket)?;
+    check_closed(Side::Reply, reply_fd.as_fd()).map_err(refuse_segment)?;
+    drop((request_fd, reply_fd));
+
+    let stop = Arc::new(Word::new(0));
+    watch(Arc::clone(&socket), Arc::clone(&stop)).map_err(system("starting the watcher"))?;
+
+    let placement = placement(&bundle);
+    let group = bundle.group;
+    let names = placement.nodes.iter().filter(|node| node.group == group).map(|node| node.name.as_str());
+    let built = registry.build(names).map_err(|Unbuilt { node, error }| {
+        let number = placement.node(&node).map_or(u16::MAX, |id| id.number());
+        match error {
+            None => {
+                let what = format!("node '{node}' is not registered in this executable");
+                refuse(Refusal::NotRegistered(number), Unborn::Nodes, what)
+            }
+            Some(error) => {
+                let text = error.to_string();
+                let what = format!("node '{node}' cannot be built: {}", cut(&text, 1000));
+                refuse(Refusal::NotBuilt(number), Unborn::Nodes, what)
+            }
+        }
+    })?;
+    let executor = Executor::new(placement, group, built);
+    if let Some(processor) = bundle.pin {
+        cpu::pin(usize::from(processor)).map_err(system("keeping to its processor"))?;
+    }
+    let bell = EventFd::from_fd(bell_fd);
+    let end = WorkerEnd::new(request, reply, bundle.geometry, bundle.waiting, bell, stop);
+    say(&socket, &Message::Ready)?;
+    serve(end, executor);
+    // The engine may be gone already; its watcher or ours decides then.
+    let _ = say(&socket, &Message::Stopped);
+    Ok(())
+}
+
+fn receive_bundle(socket: &OwnedFd) -> Born<(Bundle, Vec<OwnedFd>)> {
+    let mut buffer = vec![0; BUNDLE_BYTES + 1];
+    let malformed = |what: &str| (Unborn::Bundle, format!("the start bundle {what}"));
+    let received = receive_within(socket.as_fd(), &mut buffer, BUNDLE_DESCRIPTORS, ENGINE_WORD_MS);
+    let (bytes, fds) = match received {
+        Ok(Received::Message { bytes, fds }) => (bytes, fds),
+        Ok(Received::End) => return Err((Unborn::ParentGone, "the engine is gone".into())),
+        Err(error) => return Err(malformed(&format!("was not received: {error}"))),
+    };
+    match Message::decode(&buffer[..bytes]) {
+        Ok(Message::Bundle(bundle)) if fds.len() == BUNDLE_DESCRIPTORS => Ok((*bundle, fds)),
+        Err(Malformed::Version(version)) => {
+            let _ = say(socket, &Message::Refused(Refusal::Version(BOOTSTRAP_VERSION)));
+            Err(malformed(&format!("has version {version}, this worker knows {BOOTSTRAP_VERSION}")))
+        }
+        _ => {
+            let _ = say(socket, &Message::Refused(Refusal::Bundle));
+            Err(malformed("is malformed"))
+        }
+    }
+}
+
+fn expect_sealed(socket: &OwnedFd) -> Born<()> {
+    let mut buffer = [0; 16];
+    match receive_within(socket.as_fd(), &mut buffer, 0, ENGINE_WORD_MS) {
+        Ok(Received::Message { bytes, .. }) if Message::decode(&buffer[..bytes]) == Ok(Message::Sealed) => {
+            Ok(())
+        }
+        Ok(Received::End) => Err((Unborn::ParentGone, "the engine is gone".into())),
+        _ => Err((Unborn::Bundle, "the engine did not seal the reply segment".into())),
+    }
+}
+
+fn say(socket: &OwnedFd, message: &Message) -> Born<()> {
+    socket::send(socket.as_fd(), &message.encode(), &[])
+        .map_err(|error| (Unborn::ParentGone, format!("the engine cannot be reached: {error}")))
+}
+
+/// Watches the bootstrap socket for as long as the process lives: STOP ends the serving, the socket's end
+/// ends the process group, grandchildren included.
+fn watch(socket: Arc<OwnedFd>, stop: Arc<Word>) -> std::io::Result<()> {
+    let watcher = move || {
+        let mut buffer = [0; 64];
+        loop {
+            match socket::receive(socket.as_fd(), &mut buffer, 0) {
+                Ok(Received::Message { bytes, .. }) => {
+                    if Message::decode(&buffer[..bytes]) == Ok(Message::Stop) {
+                        stop.bump();
+                        stop.wake_all();
+                    }
+                }
+                Ok(Received::End) | Err(_) => life::kill_own_group(),
+            }
+        }
+    };
+    std::thread::Builder::new().name("handbell-watch".into()).spawn(watcher).map(drop)
+}
+
+fn placement(bundle: &Bundle) -> Placement {
+    let nodes = bundle.nodes.iter().map(|node| PlacedNode {
+        name: node.name.clone(),
+        group: node.group,
+        edges: node.edges.iter().map(|(label, to)| Edge { label: label.clone(), to: *to }).collect(),
+    });
+    let groups = bundle.groups.iter().map(|name| PlacedGroup { name: name.clone() });
+    Placement { nodes: nodes.collect(), groups: groups.collect() }
+}

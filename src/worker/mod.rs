@@ -1,0 +1,9 @@
+//! The child's side: receive the bundle, build the nodes, serve.
+//!
+//! A worker serves one lane with one thread. A second one watches the bootstrap socket: its end means that
+//! the engine is gone, whereupon the whole process group ends.
+
+mod birth;
+mod serve;
+
+pub(crate) use birth::{MARKER, is_worker, run};

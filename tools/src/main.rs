@@ -1,0 +1,3 @@
+//! The `handbell` command.
+
+fn main() {}
