@@ -246,6 +246,7 @@ impl EngineBuilder {
             correlation: Correlation::new(sizes, u64::from_le_bytes(seed) | 1),
             link,
             memory,
+            clock_ns: AtomicU64::new(clock::monotonic_ns()),
             room_made: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             bell,

@@ -97,17 +97,18 @@ impl Link {
 
     // ---- the worker's fate ----
 
-    /// Whether requests may still be sent. SeqCst: a sender registers, then looks here, then publishes; who
-    /// declares the lane dead does that, then ends what is registered.
+    /// Whether requests may still be sent. A sender publishes, fences, then looks here; who declares the lane
+    /// dead does that, fences, then ends what is registered.
     pub fn is_live(&self) -> bool {
-        self.state.load(Ordering::SeqCst) == LIVE
+        self.state.load(Ordering::Acquire) == LIVE
     }
 
     /// Declares the lane dead. The first cause stays.
     pub fn die(&self, cause: Cause) {
         let word = cause_to_word(cause);
         let _ = self.cause.compare_exchange(NO_CAUSE, word, Ordering::AcqRel, Ordering::Acquire);
-        self.state.swap(DEAD, Ordering::SeqCst);
+        self.state.store(DEAD, Ordering::Release);
+        fence(Ordering::SeqCst);
     }
 
     /// Why the lane is dead.
@@ -141,9 +142,16 @@ impl Link {
     /// Somebody stops looking, or has read and goes. Call it after the last read.
     #[inline(always)]
     pub fn stop_looking(&self, correlation: &Correlation) {
-        // Between the reader's publication of its position and this load, as the sleeper's fence stands between
-        // its entry in the list and its load of the position: one of the two sees the other.
         fence(Ordering::SeqCst);
+        self.stop_looking_after_read(correlation);
+    }
+
+    /// The same for who has read last, and so stands behind the fence in [`EngineEnd::read`] already.
+    ///
+    /// That fence stands between the reader's publication of its position and this load, as the sleeper's
+    /// stands between its entry in the list and its load of the position: one of the two sees the other.
+    #[inline(always)]
+    pub fn stop_looking_after_read(&self, correlation: &Correlation) {
         if self.asleep.load(Ordering::Relaxed) != 0 {
             self.hand_over(correlation);
         }

@@ -5,7 +5,7 @@
 //! request runs what stands before it; what nobody waits for is run by a thread of the engine's.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::correlation::{
@@ -109,6 +109,8 @@ impl MemoryGroup {
             Err(Refused::Full) => return Err(NotTaken::Busy(payload)),
             Err(Refused::TraceInFlight) => return Err(NotTaken::TraceInFlight),
         };
+        fence(Ordering::SeqCst);
+        correlation.published(admitted.root, outbound.deadline_ns);
         let payload = match payload {
             Payload::Bytes(bytes) => bytes.to_vec(),
             Payload::Block(block, len) => block[..len].to_vec(),

@@ -255,9 +255,13 @@ impl Body {
 /// Copies out of a root's cell. Relaxed: ordered by the Acquire that saw the root ended.
 #[inline]
 fn copy_words(cell: &[AtomicU64], out: &mut [u8]) {
-    for (bytes, word) in out.chunks_mut(8).zip(cell) {
-        let word = word.load(Ordering::Relaxed).to_le_bytes();
-        bytes.copy_from_slice(&word[..bytes.len()]);
+    let (words, tail) = out.as_chunks_mut::<8>();
+    for (bytes, word) in words.iter_mut().zip(cell) {
+        *bytes = word.load(Ordering::Relaxed).to_le_bytes();
+    }
+    if !tail.is_empty() {
+        let word = cell[words.len()].load(Ordering::Relaxed).to_le_bytes();
+        tail.copy_from_slice(&word[..tail.len()]);
     }
 }
 

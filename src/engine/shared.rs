@@ -16,7 +16,6 @@ use super::memory::MemoryGroup;
 use crate::base::clock::{Deadline, has_passed};
 use crate::base::failure::{Cause, ExecutionClass, Failure, KilledFor, Rule};
 use crate::base::ids::{GroupId, Identity, NodeId};
-use crate::base::limits::READ_BATCH;
 use crate::base::waiting::Waiting;
 use crate::lane::{Frame, FramePayload, Outgoing, Read};
 use crate::os::clock;
@@ -87,6 +86,8 @@ pub(super) struct Shared {
     /// The lane; none in the memory profile.
     pub link: Option<Link>,
     pub memory: Option<MemoryGroup>,
+    /// What the clock said when this engine last read it: dates events without reading it again.
+    pub clock_ns: AtomicU64,
     /// Grows when room comes free while somebody waits for it.
     pub room_made: AtomicU64,
     /// Requests are refused.
@@ -122,11 +123,21 @@ impl Shared {
     pub fn resolve(&self, deadline: Deadline) -> u64 {
         match deadline {
             // A step late at most, never early, and cheaper to read.
-            Deadline::After(duration) if duration >= COARSE_FROM => {
-                deadline.resolve(|| clock::coarse_ns() + clock::coarse_step_ns())
-            }
-            _ => deadline.resolve(clock::monotonic_ns),
+            Deadline::After(duration) if duration >= COARSE_FROM => deadline.resolve(|| {
+                let now_ns = clock::coarse_ns();
+                self.clock_ns.store(now_ns, Ordering::Relaxed);
+                now_ns + clock::coarse_step_ns()
+            }),
+            _ => deadline.resolve(|| self.read_clock()),
         }
+    }
+
+    /// Reads the precise clock and remembers what it said.
+    pub fn read_clock(&self) -> u64 {
+        let now_ns = clock::monotonic_ns();
+        // Relaxed: dates events only; that it may go back by a little does not matter there.
+        self.clock_ns.store(now_ns, Ordering::Relaxed);
+        now_ns
     }
 
     // ---- dispatch ----
@@ -152,6 +163,7 @@ impl Shared {
         if !link.is_live() {
             return Err(NotTaken::Failed(self.dead(link, self.group_of(outbound.target))));
         }
+        link.end.prepare();
         let outgoing = match &payload {
             Payload::Bytes(bytes) if bytes.len() > link.end.inline_bytes() => {
                 let limit = link.end.arena().bytes();
@@ -180,14 +192,6 @@ impl Shared {
             Err(Refused::Full) => return Err(NotTaken::Busy(payload)),
             Err(Refused::TraceInFlight) => return Err(NotTaken::TraceInFlight),
         };
-        // Registered, then looked, then published: either this sees the death, or the dying sees the root.
-        if !link.is_live() {
-            let outcome = Outcome::Failed(link.cause().unwrap_or(Cause::Exit(0)));
-            if let Some(ended) = self.correlation.end(admitted.root, outcome, false, clock::coarse_ns()) {
-                self.after(ended.index, ended.aftermath);
-            }
-            return Ok(admitted);
-        }
         let Ok(position) = link.end.claim() else {
             // Somebody else took the last slot after the look above.
             self.correlation.withdraw(admitted.root);
@@ -218,11 +222,26 @@ impl Shared {
             }
         };
         link.end.send(position, envelope, outgoing);
-        // Ended meanwhile: whoever ended it may have looked for the position too early.
+        // The full fence inside `send` stands between what has been stored (root, position, frame) and the three
+        // looks below. Against each of them somebody else stores, fences and looks the other way round: who
+        // raises deadline bounds, who ends the root and cancels its position, who declares the lane dead.
+        self.correlation.published(admitted.root, outbound.deadline_ns);
         if self.correlation.phase(admitted.root) != Phase::Open {
             link.end.cancel(position);
         }
+        if !link.is_live() {
+            self.end_on_dead_lane(link, admitted.root);
+        }
         Ok(admitted)
+    }
+
+    /// The lane died while the request was being sent, and whoever settled that may have looked before.
+    #[cold]
+    fn end_on_dead_lane(&self, link: &Link, root: RootKey) {
+        let outcome = Outcome::Failed(link.cause().unwrap_or(Cause::Exit(0)));
+        if let Some(ended) = self.correlation.end(root, outcome, false, self.read_clock()) {
+            self.after(ended.index, ended.aftermath);
+        }
     }
 
     /// Takes a request; waits for room until the deadline, reading replies meanwhile.
@@ -363,7 +382,7 @@ impl Shared {
         if let Some(link) = &self.link
             && self.read(link)
         {
-            link.stop_looking(&self.correlation);
+            link.stop_looking_after_read(&self.correlation);
         }
     }
 
@@ -374,18 +393,17 @@ impl Shared {
         if !link.end.has_reply() {
             return false;
         }
-        let mut wakes = [0; READ_BATCH];
-        let mut wake_count = 0;
-        let now_ns = clock::coarse_ns();
+        // Owners that sleep; mostly none, seldom more than one.
+        let mut to_wake = Vec::new();
+        let now_ns = self.clock_ns.load(Ordering::Relaxed);
         let read = link.end.read(|frame| {
             if let Some(index) = self.judge(link, frame, now_ns)? {
-                wakes[wake_count] = index;
-                wake_count += 1;
+                to_wake.push(index);
             }
             Ok(())
         });
         // After the role has been given back: waking takes a system call.
-        for &index in &wakes[..wake_count] {
+        for index in to_wake {
             wake(self.correlation.wake_word(index));
         }
         match read {
@@ -509,26 +527,36 @@ impl Shared {
 
     fn wait_on_lane(&self, link: &Link, key: RootKey) {
         let mut spinner = Spinner::new(self.waiting);
+        let mut has_read = false;
         link.begin_looking();
         loop {
             if self.correlation.phase(key) == Phase::Ended {
                 break;
             }
             if self.read(link) {
+                has_read = true;
                 continue;
             }
             match spinner.step(link.end.processors()) {
                 Next::Look => {}
-                Next::LookAt(now_ns) => self.expire_if_due(key, now_ns),
+                Next::LookAt(now_ns) => {
+                    self.clock_ns.store(now_ns, Ordering::Relaxed);
+                    self.expire_if_due(key, now_ns);
+                }
                 Next::Sleep => {
-                    self.expire_if_due(key, clock::monotonic_ns());
+                    self.expire_if_due(key, self.read_clock());
                     self.sleep_on_lane(link, key);
                     spinner = Spinner::new(self.waiting);
+                    has_read = false;
                     link.begin_looking();
                 }
             }
         }
-        link.stop_looking(&self.correlation);
+        if has_read {
+            link.stop_looking_after_read(&self.correlation);
+        } else {
+            link.stop_looking(&self.correlation);
+        }
     }
 
     #[cold]

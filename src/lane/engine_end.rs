@@ -200,6 +200,13 @@ impl EngineEnd {
         self.head.0.load(Ordering::Relaxed) - self.freed.0.load(Ordering::Acquire) < self.capacity()
     }
 
+    /// Begins to bring near what the next request will write, but for the line that the worker looks at.
+    #[inline(always)]
+    pub fn prepare(&self) {
+        let head = self.head.0.load(Ordering::Relaxed);
+        self.request.prefetch_write(self.request_ring.inline_at(head));
+    }
+
     /// Claims the next request position. What follows until [`EngineEnd::send`] must not fail.
     #[inline]
     pub fn claim(&self) -> Result<u64, Full> {
@@ -338,6 +345,8 @@ impl EngineEnd {
     /// Copies one frame out and checks it.
     #[inline(always)]
     fn frame(&self, position: u64) -> Result<Frame, Rule> {
+        // The payload's line comes while the envelope is being checked.
+        self.reply.prefetch(self.reply_ring.inline_at(position));
         let envelope = self.reply_ring.envelope(&self.reply, position);
         if envelope.flags & !flags::KNOWN != 0 {
             return Err(Rule::Flags);

@@ -40,6 +40,8 @@ pub struct Incoming {
     pub position: u64,
     /// The copy of its envelope.
     pub envelope: Envelope,
+    /// It stood there when the worker came to look: it has waited, for how long nobody knows.
+    pub has_waited: bool,
     payload_at: usize,
 }
 
@@ -127,11 +129,12 @@ impl WorkerEnd {
     /// the engine is gone or broken, and the watcher of the control connection will say which.
     pub fn receive(&mut self) -> Option<Incoming> {
         let mut spinner = Spinner::new(self.policy);
+        let mut has_waited = true;
         loop {
             match self.request_ring.look(&self.request, self.next) {
-                Look::Ready => return Some(self.take()),
+                Look::Ready => return Some(self.take(has_waited)),
                 Look::Corrupt => return None,
-                Look::Empty => {}
+                Look::Empty => has_waited = false,
             }
             let processors =
                 Processors { mine: (&self.reply, reply::CPU), theirs: (&self.request, request::CPU) };
@@ -144,6 +147,7 @@ impl WorkerEnd {
                 }
                 Next::Sleep => {
                     self.sleep();
+                    has_waited = true;
                     if self.is_stopping() && self.request_ring.look(&self.request, self.next) == Look::Empty {
                         return None;
                     }
@@ -154,15 +158,18 @@ impl WorkerEnd {
     }
 
     #[inline(always)]
-    fn take(&mut self) -> Incoming {
+    fn take(&mut self, has_waited: bool) -> Incoming {
         let position = self.next;
+        // Both payloads' lines come while the envelope is being looked at.
+        self.request.prefetch(self.request_ring.inline_at(position));
+        self.reply.prefetch_write(self.reply_ring.inline_at(self.head));
         let envelope = self.request_ring.envelope(&self.request, position);
         let payload_at = match envelope.payload_at {
             0 => self.request_ring.inline_at(position),
             at => self.request_layout.arena_at + (at as usize - 1) * crate::base::limits::CACHE_LINE_BYTES,
         };
         self.next += 1;
-        Incoming { position, envelope, payload_at }
+        Incoming { position, envelope, has_waited, payload_at }
     }
 
     fn sleep(&self) {

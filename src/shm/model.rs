@@ -38,6 +38,9 @@ impl Memory for ModelMemory {
     fn load(&self, at: usize) -> u64 {
         self.words[at / 8].load(Ordering::Relaxed)
     }
+    fn store_words<const N: usize>(&self, at: usize, words: &[u64; N]) {
+        words.iter().enumerate().for_each(|(i, word)| self.store(at + 8 * i, *word));
+    }
     fn store_release(&self, at: usize, value: u64) {
         self.words[at / 8].store(value, Ordering::Release);
     }

@@ -12,6 +12,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+use zerocopy::IntoBytes;
+
 use crate::os::futex::{self, Woke};
 use crate::os::map::Mapping;
 
@@ -23,6 +25,9 @@ pub trait Memory {
     fn load_acquire(&self, at: usize) -> u64;
     /// Reads a word without ordering anything.
     fn load(&self, at: usize) -> u64;
+    /// Writes words that are yet to be published, in as few stores as the processor has: a line that the peer
+    /// looks at meanwhile is pulled away between two stores.
+    fn store_words<const N: usize>(&self, at: usize, words: &[u64; N]);
     /// Writes a word; publishes everything written before it.
     fn store_release(&self, at: usize, value: u64);
     /// Writes a word without publishing anything else.
@@ -95,6 +100,28 @@ impl View {
         self.word(at)
     }
 
+    /// Begins to bring the line at `at` near for reading. A hint: nothing that can be observed changes.
+    #[inline(always)]
+    pub fn prefetch(&self, at: usize) {
+        let _place = self.place(at, 1);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch changes no register and no memory, and faults on nothing.
+        unsafe {
+            std::arch::asm!("prefetcht0 [{}]", in(reg) _place, options(nostack, preserves_flags, readonly));
+        }
+    }
+
+    /// Begins to take the line at `at` for writing. A hint, as above.
+    #[inline(always)]
+    pub fn prefetch_write(&self, at: usize) {
+        let _place = self.place(at, 1);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above; `prefetchw` does nothing where the processor lacks it, and writes nothing.
+        unsafe {
+            std::arch::asm!("prefetchw [{}]", in(reg) _place, options(nostack, preserves_flags));
+        }
+    }
+
     /// The futex word at `at`, for sleeping on it beside another one.
     #[inline(always)]
     pub fn futex_word(&self, at: usize) -> &AtomicU32 {
@@ -105,7 +132,7 @@ impl View {
     }
 
     /// Copies bytes that this process alone writes, or has yet to publish, into the segment.
-    #[inline]
+    #[inline(always)]
     pub fn copy_in(&self, at: usize, bytes: &[u8]) {
         assert!(self.writable, "segment is mapped read-only");
         let place = self.place(at, bytes.len());
@@ -185,6 +212,11 @@ impl Memory for View {
     #[inline(always)]
     fn store(&self, at: usize, value: u64) {
         self.writable_word(at).store(value, Ordering::Relaxed);
+    }
+
+    #[inline(always)]
+    fn store_words<const N: usize>(&self, at: usize, words: &[u64; N]) {
+        self.copy_in(at, words.as_bytes());
     }
 
     fn raise(&self, at: usize, value: u64) {

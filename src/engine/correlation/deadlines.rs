@@ -5,12 +5,12 @@
 //! due costs one word per 64 roots and 64 roots per bound that has passed.
 //!
 //! Forbidden: a root is registered, its deadline below no bound, and the raising look did not see it.
-//! Registration stores the root, then reads the bound; raising swaps the bound, then reads the roots; all
-//! four are sequentially consistent, so one of the two sees the other.
+//! Registration stores the root, fences, then reads the bound; raising swaps the bound, fences, then reads
+//! the roots: one of the two sees the other.
 
 use std::ops::Range;
 
-use crate::base::sync::{AtomicU64, Ordering};
+use crate::base::sync::{AtomicU64, Ordering, fence};
 
 const NEVER: u64 = u64::MAX;
 const BLOCK: usize = 64;
@@ -61,6 +61,7 @@ impl Deadlines {
             let mut lower = bound.load(Ordering::SeqCst);
             if lower <= now_ns {
                 bound.swap(NEVER, Ordering::SeqCst);
+                fence(Ordering::SeqCst);
                 let first = block * BLOCK;
                 let left = look(first as u32..(first + BLOCK).min(self.roots) as u32);
                 let left = if left == 0 { NEVER } else { left };

@@ -21,9 +21,13 @@ impl History {
 
     /// Notes that request `number` (from 1) completed.
     pub fn complete(&self, number: u64) {
-        // A request that outlived `completed_history` later ones does not displace a newer one. Release: who
-        // learns that the request has ended finds it here.
-        self.place(number).fetch_max(number, Ordering::Release);
+        // A request that outlived `completed_history` later ones does not displace a newer one. Two that share a
+        // place and complete at the same instant on different lanes may leave the older one there: the newer
+        // one's duplicate then counts as late. Release: who learns of the end finds it here.
+        let place = self.place(number);
+        if place.load(Ordering::Relaxed) < number {
+            place.store(number, Ordering::Release);
+        }
     }
 
     /// Whether the request with this generation completed, as far as it is remembered; `latest` is the

@@ -37,7 +37,7 @@ use root::{Hop, HopState, Root};
 use crate::base::clock::has_passed;
 use crate::base::failure::{Category, Cause, Failure, Rule};
 use crate::base::ids::{GroupId, Identity, Ticket, TraceId};
-use crate::base::sync::{AtomicU64, Ordering};
+use crate::base::sync::{AtomicU64, Ordering, fence};
 use crate::lane::LastMark;
 use crate::os::futex::Word;
 use crate::wire::envelope::{Envelope, kind};
@@ -185,12 +185,10 @@ impl Correlation {
         root.tags.store(tags(&identity), Ordering::Relaxed);
         let place = u64::from(admission.target.lane) | u64::from(admission.group.0) << 16;
         root.place.store(place | if callers_id { CALLERS_ID } else { 0 }, Ordering::Relaxed);
-        root.open_hops.store(1, Ordering::Relaxed);
         let hop = index * self.sizes.max_branches as u32;
         self.hops[hop as usize].open(generation, admission.target);
         self.counters[usize::from(admission.target.lane)].registered.add();
         root.open(generation);
-        self.deadlines.set(index, admission.deadline_ns);
         Ok(Admitted {
             root: RootKey { index, generation },
             ticket: Ticket::new(hop, generation),
@@ -214,6 +212,13 @@ impl Correlation {
         }
         root.finish();
         self.free(key.index);
+    }
+
+    /// What remains to be done once the request is on its way. A full fence stands between [`Self::register`]
+    /// and this.
+    #[inline]
+    pub fn published(&self, key: RootKey, deadline_ns: u64) {
+        self.deadlines.set(key.index, deadline_ns);
     }
 
     /// Notes where the frame of a hop stands in its lane.
@@ -271,8 +276,11 @@ impl Correlation {
                 if let Outcome::Error { .. } = outcome {
                     counters.failed.add();
                 } else {
-                    counters.completed_by_terminal.add();
+                    counters.completed_by_terminal.add_as_reader();
                     self.history.complete(root.number.load(Ordering::Relaxed));
+                }
+                if last == LastMark::Ended {
+                    hop.close_of_ending();
                 }
                 let aftermath = self.finish(index, outcome, true, now_ns);
                 verdict = Verdict::Ended(index, aftermath);
@@ -283,11 +291,10 @@ impl Correlation {
             // No edge leads from a group to another one yet, so no worker has reason to send this.
             self.reject(counters, frame, now_ns);
         }
-        if last == LastMark::Ended {
-            hop.close();
-            let was_last = root.open_hops.fetch_sub(1, Ordering::AcqRel) == 1;
-            if was_last && verdict == Verdict::Dropped && root.try_end(ticket.generation()) {
-                counters.completed_by_last.add();
+        if last == LastMark::Ended && verdict == Verdict::Dropped {
+            hop.close(ticket.generation());
+            if root.end_hop(ticket.generation()) && root.try_end(ticket.generation()) {
+                counters.completed_by_last.add_as_reader();
                 self.history.complete(root.number.load(Ordering::Relaxed));
                 let aftermath = self.finish(index, Outcome::Inline { len: 0 }, true, now_ns);
                 verdict = Verdict::Ended(index, aftermath);
@@ -314,10 +321,11 @@ impl Correlation {
             Outcome::Failed(Cause::Deadline) => counters.expired.add(),
             Outcome::Failed(_) | Outcome::Error { .. } => counters.failed.add(),
             Outcome::Inline { .. } | Outcome::Block { .. } | Outcome::Heap => {
-                counters.completed_by_terminal.add();
-                self.history.complete(root.number.load(Ordering::Relaxed));
+                unreachable!("only a frame completes a request")
             }
         }
+        // Between the end of the root and the look at the position; pairs with the sender's fence.
+        fence(Ordering::SeqCst);
         let position = self.first_hop(key.index).position();
         let aftermath = self.finish(key.index, outcome, started, now_ns);
         Some(EndedRoot { index: key.index, aftermath, position })

@@ -63,17 +63,18 @@ pub(super) struct Root {
     pub tags: AtomicU64,
     /// Lane, group, whether the id is the caller's.
     pub place: AtomicU64,
-    pub open_hops: AtomicU64,
+    /// Generation, and how many hops of it are open.
+    open_hops: AtomicU64,
     pub outcome: OutcomeCell,
     /// The owner sleeps on this.
     pub wake: Word,
 }
 
 impl Root {
-    /// Free → open. SeqCst: stands between the registration and the look at the lane's state, and pairs with
-    /// the deadlines' bounds.
+    /// Free → open. Release: the fields are complete; pairs with every load of the state that goes on to them.
     pub fn open(&self, generation: u64) {
-        self.state.swap(generation << GENERATION_SHIFT | OPEN, Ordering::SeqCst);
+        self.open_hops.store(generation << GENERATION_SHIFT | 1, Ordering::Relaxed);
+        self.state.store(generation << GENERATION_SHIFT | OPEN, Ordering::Release);
     }
 
     pub fn phase(&self) -> Phase {
@@ -110,6 +111,19 @@ impl Root {
                 Err(now) => state = now,
             }
         }
+    }
+
+    /// One hop of this generation has ended; true if it was the last open one.
+    pub fn end_hop(&self, generation: u64) -> bool {
+        let mut word = self.open_hops.load(Ordering::Relaxed);
+        // The root may have been freed and taken again meanwhile; then the word is of another generation.
+        while word >> GENERATION_SHIFT == generation && word & !(u64::MAX << GENERATION_SHIFT) > 0 {
+            match self.open_hops.compare_exchange_weak(word, word - 1, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return word - 1 == generation << GENERATION_SHIFT,
+                Err(now) => word = now,
+            }
+        }
+        false
     }
 
     /// Ending → ended. Release: publishes the outcome; pairs with the Acquire in `phase`.
@@ -189,17 +203,26 @@ impl Hop {
         self.word.store(generation << GENERATION_SHIFT | HOP_OPEN, Ordering::Release);
     }
 
-    pub fn close(&self) {
-        self.word.fetch_and(!HOP_OPEN, Ordering::AcqRel);
+    /// Closes the hop of a root that the caller is ending: nobody else opens or closes it meanwhile.
+    pub fn close_of_ending(&self) {
+        let word = self.word.load(Ordering::Relaxed);
+        self.word.store(word & !HOP_OPEN, Ordering::Release);
+    }
+
+    /// Closes the hop if it is still of this generation; its root may have been freed and taken again.
+    pub fn close(&self, generation: u64) {
+        let open = generation << GENERATION_SHIFT | HOP_OPEN;
+        let _ = self.word.compare_exchange(open, open & !HOP_OPEN, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     pub fn place(&self, position: u64) {
-        // SeqCst: the sender places, then looks at its root; who cancels ends the root, then looks here.
-        self.position.store(position + 1, Ordering::SeqCst);
+        // Relaxed: the sender places, fences, then looks at its root; who cancels ends the root, fences, then
+        // looks here.
+        self.position.store(position + 1, Ordering::Relaxed);
     }
 
     pub fn position(&self) -> Option<u64> {
-        self.position.load(Ordering::SeqCst).checked_sub(1)
+        self.position.load(Ordering::Relaxed).checked_sub(1)
     }
 
     pub fn is_open(&self) -> bool {
