@@ -185,7 +185,7 @@ impl Correlation {
         root.tags.store(tags(&identity), Ordering::Relaxed);
         let place = u64::from(admission.target.lane) | u64::from(admission.group.0) << 16;
         root.place.store(place | if callers_id { CALLERS_ID } else { 0 }, Ordering::Relaxed);
-        root.open_hops.store(1, Ordering::Relaxed);
+        root.set_hops(generation, 1);
         let hop = index * self.sizes.max_branches as u32;
         self.hops[hop as usize].open(generation, admission.target);
         self.counters[usize::from(admission.target.lane)].registered.add();
@@ -284,8 +284,8 @@ impl Correlation {
             self.reject(counters, frame, now_ns);
         }
         if last == LastMark::Ended {
-            hop.close();
-            let was_last = root.open_hops.fetch_sub(1, Ordering::AcqRel) == 1;
+            // The root may have been freed and used again since it ended above.
+            let was_last = hop.close(ticket.generation()) && root.close_hop(ticket.generation());
             if was_last && verdict == Verdict::Dropped && root.try_end(ticket.generation()) {
                 counters.completed_by_last.add();
                 self.history.complete(root.number.load(Ordering::Relaxed));

@@ -63,7 +63,8 @@ pub(super) struct Root {
     pub tags: AtomicU64,
     /// Lane, group, whether the id is the caller's.
     pub place: AtomicU64,
-    pub open_hops: AtomicU64,
+    /// Generation, and the hops of it that are open.
+    open_hops: AtomicU64,
     pub outcome: OutcomeCell,
     /// The owner sleeps on this.
     pub wake: Word,
@@ -74,6 +75,27 @@ impl Root {
     /// the deadlines' bounds.
     pub fn open(&self, generation: u64) {
         self.state.swap(generation << GENERATION_SHIFT | OPEN, Ordering::SeqCst);
+    }
+
+    /// Counts the hops that a root is about to be opened with.
+    pub fn set_hops(&self, generation: u64, count: u64) {
+        // Relaxed: `open` publishes it.
+        self.open_hops.store(generation << GENERATION_SHIFT | count, Ordering::Relaxed);
+    }
+
+    /// One open hop less, for this generation's root only; whether it was the last.
+    pub fn close_hop(&self, generation: u64) -> bool {
+        let mut word = self.open_hops.load(Ordering::Relaxed);
+        loop {
+            let left = word & ((1 << GENERATION_SHIFT) - 1);
+            if word >> GENERATION_SHIFT != generation || left == 0 {
+                return false;
+            }
+            match self.open_hops.compare_exchange_weak(word, word - 1, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return left == 1,
+                Err(now) => word = now,
+            }
+        }
     }
 
     pub fn phase(&self) -> Phase {
@@ -189,8 +211,15 @@ impl Hop {
         self.word.store(generation << GENERATION_SHIFT | HOP_OPEN, Ordering::Release);
     }
 
-    pub fn close(&self) {
-        self.word.fetch_and(!HOP_OPEN, Ordering::AcqRel);
+    /// Closes the hop if it is still the one of `generation`; whether it did.
+    ///
+    /// Forbidden: a frame ends its root and closes its hop, and in between the owner has freed the root and the
+    /// place has been opened anew. A close without the generation would close the new hop, and its reply would
+    /// be dropped as late.
+    pub fn close(&self, generation: u64) -> bool {
+        let closed = generation << GENERATION_SHIFT;
+        let open = closed | HOP_OPEN;
+        self.word.compare_exchange(open, closed, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     pub fn place(&self, position: u64) {
@@ -224,5 +253,28 @@ impl Hop {
         } else {
             HopState::Foreign
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const LANE: Source = Source { lane: 0, incarnation: 1 };
+
+    #[test]
+    fn reply_09_an_end_that_comes_late_leaves_the_places_next_user_alone() {
+        let (root, hop) = (Root::default(), Hop::default());
+        hop.open(7, LANE);
+        root.set_hops(7, 1);
+        root.open(7);
+        // The owner took the reply and the place is used again before the frame's reader closes the hop.
+        hop.open(8, LANE);
+        root.set_hops(8, 1);
+        root.open(8);
+        assert!(!hop.close(7) && !root.close_hop(7));
+        assert_eq!(hop.state(8, LANE), HopState::Open);
+        assert!(hop.close(8) && root.close_hop(8));
+        assert!(!hop.close(8) && !root.close_hop(8));
     }
 }
