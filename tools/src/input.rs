@@ -136,7 +136,7 @@ impl Cutter {
     fn end_line(&mut self, batch: &mut Batch) {
         let start = batch.bytes.len();
         batch.bytes.append(&mut self.begun);
-        batch.lines.push((!std::mem::take(&mut self.too_long)).then(|| start..batch.bytes.len()));
+        batch.lines.push((!std::mem::take(&mut self.too_long)).then_some(start..batch.bytes.len()));
     }
 }
 

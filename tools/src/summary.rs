@@ -77,7 +77,7 @@ impl Percentiles {
 
     fn json(self) -> Value {
         let Self { count, p50, p99, p99_9, max } = self;
-        json!({"count": count, "p50_ns": p50, "p99_ns": p99, "p99.9_ns": p99_9, "max_ns": max})
+        json!({"count": count, "p50_ns": p50, "p99_ns": p99, "p999_ns": p99_9, "max_ns": max})
     }
 }
 
