@@ -1,3 +1,67 @@
-//! The `handbell` command.
+//! The `handbell` command: `demo` runs the load-limits plan in a real child process, `generate` makes input
+//! for it.
 
-fn main() {}
+mod demo;
+mod exit;
+mod generate;
+mod input;
+mod load_limits;
+mod output;
+mod side;
+mod summary;
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use exit::{Exit, Problem};
+
+/// Hands work to a supervised child process through shared memory, and shows what became of it
+#[derive(Parser, Debug)]
+#[command(name = "handbell", version, after_help = Exit::help())]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Decide load limits line by line in a child process, and compare with the same in this process
+    Demo(demo::DemoArgs),
+    /// Write input for the demonstration
+    Generate(generate::GenerateArgs),
+}
+
+fn main() -> ExitCode {
+    let app = load_limits::nodes::app();
+    app.serve_if_worker();
+    let exit = match Arguments::try_parse() {
+        Ok(Arguments { command: Command::Demo(args) }) => demo::run(&app, &args),
+        Ok(Arguments { command: Command::Generate(args) }) => generate::run(&args),
+        Err(error) => answer(&error),
+    };
+    exit.into()
+}
+
+/// Help as it is; what is wrong with the arguments in one line.
+fn answer(error: &clap::Error) -> Exit {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match error.print() {
+            Ok(()) => Exit::Success,
+            Err(error) => output::write_problem("-", &error).tell(),
+        },
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // With standard error gone there is nobody left to help.
+            let _ = error.print();
+            Exit::Usage
+        }
+        _ => Problem { exit: Exit::Usage, message: one_line(&error.to_string()) }.tell(),
+    }
+}
+
+/// The first paragraph of what clap says: what is wrong, and what would be right.
+fn one_line(text: &str) -> String {
+    let paragraph = text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim);
+    paragraph.collect::<Vec<_>>().join(" ")
+}

@@ -292,8 +292,9 @@ impl Correlation {
             self.reject(counters, frame, now_ns);
         }
         if last == LastMark::Ended && verdict == Verdict::Dropped {
-            hop.close(ticket.generation());
-            if root.end_hop(ticket.generation()) && root.try_end(ticket.generation()) {
+            // The root may have been freed and used again meanwhile; both closes mind the generation.
+            let was_last = hop.close(ticket.generation()) && root.end_hop(ticket.generation());
+            if was_last && root.try_end(ticket.generation()) {
                 counters.completed_by_last.add_as_reader();
                 self.history.complete(root.number.load(Ordering::Relaxed));
                 let aftermath = self.finish(index, Outcome::Inline { len: 0 }, true, now_ns);

@@ -209,10 +209,15 @@ impl Hop {
         self.word.store(word & !HOP_OPEN, Ordering::Release);
     }
 
-    /// Closes the hop if it is still of this generation; its root may have been freed and taken again.
-    pub fn close(&self, generation: u64) {
-        let open = generation << GENERATION_SHIFT | HOP_OPEN;
-        let _ = self.word.compare_exchange(open, open & !HOP_OPEN, Ordering::AcqRel, Ordering::Relaxed);
+    /// Closes the hop if it is still the one of `generation`; whether it did.
+    ///
+    /// Forbidden: a frame ends its root and closes its hop, and in between the owner has freed the root and the
+    /// place has been opened anew. A close without the generation would close the new hop, and its reply would
+    /// be dropped as late.
+    pub fn close(&self, generation: u64) -> bool {
+        let closed = generation << GENERATION_SHIFT;
+        let open = closed | HOP_OPEN;
+        self.word.compare_exchange(open, closed, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     pub fn place(&self, position: u64) {
@@ -247,5 +252,26 @@ impl Hop {
         } else {
             HopState::Foreign
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const LANE: Source = Source { lane: 0, incarnation: 1 };
+
+    #[test]
+    fn reply_09_an_end_that_comes_late_leaves_the_places_next_user_alone() {
+        let (root, hop) = (Root::default(), Hop::default());
+        hop.open(7, LANE);
+        root.open(7);
+        // The owner took the reply and the place is used again before the frame's reader closes the hop.
+        hop.open(8, LANE);
+        root.open(8);
+        assert!(!hop.close(7) && !root.end_hop(7));
+        assert_eq!(hop.state(8, LANE), HopState::Open);
+        assert!(hop.close(8) && root.end_hop(8));
+        assert!(!hop.close(8) && !root.end_hop(8));
     }
 }

@@ -24,8 +24,7 @@ pub(super) fn template(number: u64) -> Vec<u8> {
         }
         index -= values.len();
     }
-    format!(r#"{{"id":"{id}","customer_id":"@c","load_amount":"{amount}","time":"{time}"}}"#)
-        .into_bytes()
+    format!(r#"{{"id":"{id}","customer_id":"@c","load_amount":"{amount}","time":"{time}"}}"#).into_bytes()
 }
 
 /// Whole lines.

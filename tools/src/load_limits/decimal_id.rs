@@ -24,10 +24,9 @@ impl DecimalId {
         if text.is_empty() || text.len() > MAX_DIGITS {
             return None;
         }
-        let key = text.bytes().try_fold(1_u64, |key, byte| {
-            byte.is_ascii_digit()
-                .then(|| key * 10 + u64::from(byte - b'0'))
-        })?;
+        let key = text
+            .bytes()
+            .try_fold(1_u64, |key, byte| byte.is_ascii_digit().then(|| key * 10 + u64::from(byte - b'0')))?;
         Some(Self(key))
     }
 
@@ -129,48 +128,20 @@ mod tests {
         let eighteen = DecimalId::parse("999999999999999999").unwrap();
         assert_eq!(eighteen.value(), 999_999_999_999_999_999);
         assert_eq!(DecimalId::parse("000000000000000000").unwrap().value(), 0);
-        for text in [
-            "",
-            "1234567890123456789",
-            "0000000000000000000",
-            "-1",
-            "+1",
-            "1.0",
-            "1e3",
-            " 1",
-            "٣",
-            "１",
-            "a",
-        ] {
+        for text in
+            ["", "1234567890123456789", "0000000000000000000", "-1", "+1", "1.0", "1e3", " 1", "٣", "１", "a"]
+        {
             assert_eq!(DecimalId::parse(text), None, "{text:?}");
         }
     }
 
     #[test]
     fn only_keys_of_ids_come_back() {
-        for text in [
-            "0",
-            "9",
-            "00",
-            "42",
-            "007",
-            "999999999999999999",
-            "000000000000000000",
-        ] {
+        for text in ["0", "9", "00", "42", "007", "999999999999999999", "000000000000000000"] {
             let id = DecimalId::parse(text).unwrap();
             assert_eq!(DecimalId::from_key(id.key()), Some(id));
         }
-        for key in [
-            0,
-            1,
-            9,
-            20,
-            99,
-            200,
-            2_000_000_000_000_000_000,
-            10_000_000_000_000_000_000,
-            u64::MAX,
-        ] {
+        for key in [0, 1, 9, 20, 99, 200, 2_000_000_000_000_000_000, 10_000_000_000_000_000_000, u64::MAX] {
             assert_eq!(DecimalId::from_key(key), None, "{key}");
         }
     }
@@ -182,9 +153,7 @@ mod tests {
         composite[..2].fill(true);
         for n in 2..END {
             if !composite[n] {
-                (n * n..END)
-                    .step_by(n)
-                    .for_each(|multiple| composite[multiple] = true);
+                (n * n..END).step_by(n).for_each(|multiple| composite[multiple] = true);
             }
         }
         for (n, &composite) in composite.iter().enumerate() {
@@ -194,12 +163,7 @@ mod tests {
 
     #[test]
     fn large_numbers_are_decided_exactly() {
-        for prime in [
-            4_294_967_291,
-            999_999_999_989,
-            99_999_999_999_999_997,
-            999_999_999_999_999_989,
-        ] {
+        for prime in [4_294_967_291, 999_999_999_989, 99_999_999_999_999_997, 999_999_999_999_999_989] {
             assert!(is_prime(prime), "{prime}");
         }
         for composite in [

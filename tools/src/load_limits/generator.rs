@@ -39,11 +39,7 @@ pub fn generate(lines: u64, seed: u64, out: &mut impl Write) -> io::Result<()> {
             return out.write_all(&source.believable());
         }
         out.write_all(&source.next_line())?;
-        out.write_all(if source.random.below(20) == 0 {
-            b"\r\n"
-        } else {
-            b"\n"
-        })?;
+        out.write_all(if source.random.below(20) == 0 { b"\r\n" } else { b"\n" })?;
     }
     Ok(())
 }
@@ -87,19 +83,11 @@ impl Load {
     }
 
     fn clock(&self) -> String {
-        format!(
-            "{:02}:{:02}:{:02}",
-            self.second / 3600,
-            self.second / 60 % 60,
-            self.second % 60
-        )
+        format!("{:02}:{:02}:{:02}", self.second / 3600, self.second / 60 % 60, self.second % 60)
     }
 
     fn line(&self) -> Vec<u8> {
-        self.line_with(
-            &format!("${}", self.amount()),
-            &format!("{}T{}Z", date(self.day), self.clock()),
-        )
+        self.line_with(&format!("${}", self.amount()), &format!("{}T{}Z", date(self.day), self.clock()))
     }
 
     /// The same content in other words.
@@ -112,10 +100,8 @@ impl Load {
 
     fn line_with(&self, amount: &str, time: &str) -> Vec<u8> {
         let Self { id, customer, .. } = self;
-        format!(
-            r#"{{"id":"{id}","customer_id":"{customer}","load_amount":"{amount}","time":"{time}"}}"#
-        )
-        .into_bytes()
+        format!(r#"{{"id":"{id}","customer_id":"{customer}","load_amount":"{amount}","time":"{time}"}}"#)
+            .into_bytes()
     }
 }
 
@@ -187,13 +173,9 @@ impl Source {
         };
         let day = (self.believable_lines / LINES_PER_DAY) % LAST_DAYS;
         // Some lines come late, and fall into windows that are already there.
-        let late = if self.random.below(20) == 0 {
-            self.random.below(9).min(day)
-        } else {
-            0
-        };
-        let second = (self.believable_lines % LINES_PER_DAY) * (86_400 / LINES_PER_DAY)
-            + self.random.below(800);
+        let late = if self.random.below(20) == 0 { self.random.below(9).min(day) } else { 0 };
+        let second =
+            (self.believable_lines % LINES_PER_DAY) * (86_400 / LINES_PER_DAY) + self.random.below(800);
         self.believable_lines += 1;
         let load = Load {
             id: self.id().to_string(),
@@ -255,11 +237,7 @@ impl Source {
     /// rule shown at its very edge.
     fn write_scene(&mut self) {
         let monday = Day(SCENE_MONDAY.0 - 7 * (self.scenes % SCENE_WEEKS) as i64);
-        let mut scene = Scene {
-            customer: 1_000_000 + self.scenes,
-            monday,
-            source: self,
-        };
+        let mut scene = Scene { customer: 1_000_000 + self.scenes, monday, source: self };
         match scene.source.scenes % 7 {
             0 => {
                 // A day filled to its limit, and a cent.
@@ -300,15 +278,9 @@ impl Source {
             }
             5 => {
                 // Offsets that move the day across midnight, in both directions.
-                for (weekday, clock) in [
-                    (0, "23:30:00-01:00"),
-                    (1, "00:10:00Z"),
-                    (2, "00:30:00+01:00"),
-                ] {
+                for (weekday, clock) in [(0, "23:30:00-01:00"), (1, "00:10:00Z"), (2, "00:30:00+01:00")] {
                     let time = format!("{}T{clock}", date(Day(monday.0 + weekday)));
-                    let line = scene
-                        .load(false, weekday, 200_000)
-                        .line_with("$2000.00", &time);
+                    let line = scene.load(false, weekday, 200_000).line_with("$2000.00", &time);
                     scene.source.script.push_back(line);
                 }
                 scene.composite(1, 1);
@@ -322,10 +294,7 @@ impl Source {
                     scene.source.script.push_back(load.line());
                 }
                 let time = format!("{}T02:00:00+14:00", date(load.day));
-                scene
-                    .source
-                    .script
-                    .push_back(load.line_with("42.00", &time));
+                scene.source.script.push_back(load.line_with("42.00", &time));
             }
         }
         self.scenes += 1;
@@ -351,13 +320,7 @@ impl Scene<'_> {
 
     fn load(&mut self, prime: bool, weekday: i64, cents: u64) -> Load {
         let id = self.source.id_that_is(prime);
-        Load {
-            id,
-            customer: self.customer,
-            cents,
-            day: Day(self.monday.0 + weekday),
-            second: 43_200,
-        }
+        Load { id, customer: self.customer, cents, day: Day(self.monday.0 + weekday), second: 43_200 }
     }
 }
 
@@ -376,10 +339,7 @@ mod tests {
 
     #[test]
     fn the_sample_is_what_the_generator_makes() {
-        assert!(
-            generated(1200, 1) == SAMPLE,
-            "generate 1200 lines with seed 1 anew"
-        );
+        assert!(generated(1200, 1) == SAMPLE, "generate 1200 lines with seed 1 anew");
     }
 
     #[test]
@@ -407,12 +367,7 @@ mod tests {
             source.next_line();
             source.random.below(20);
         }
-        assert!(
-            source.corners >= corners::COUNT,
-            "{} of {} corners",
-            source.corners,
-            corners::COUNT
-        );
+        assert!(source.corners >= corners::COUNT, "{} of {} corners", source.corners, corners::COUNT);
         assert!(source.scenes >= 7);
     }
 }

@@ -41,11 +41,7 @@ impl Instant {
         if !well_formed {
             return None;
         }
-        let day = Day::from_civil(
-            number(&head[..4])?,
-            number(&head[5..7])?,
-            number(&head[8..10])?,
-        )?;
+        let day = Day::from_civil(number(&head[..4])?, number(&head[5..7])?, number(&head[8..10])?)?;
         let clock = clock_seconds(&head[11..13], &head[14..16], &head[17..])?;
         let (fraction, zone) = split_fraction(rest)?;
         let seconds = day.0 * DAY_SECONDS + clock - offset_seconds(zone)?;
@@ -57,8 +53,7 @@ impl Instant {
     pub fn from_parts(seconds: i64, fraction: u64) -> Option<Self> {
         let first = FIRST_DAY * DAY_SECONDS - OFFSET_MAX_SECONDS;
         let end = END_DAY * DAY_SECONDS + OFFSET_MAX_SECONDS;
-        ((first..end).contains(&seconds) && fraction < FRACTION_END)
-            .then_some(Self { seconds, fraction })
+        ((first..end).contains(&seconds) && fraction < FRACTION_END).then_some(Self { seconds, fraction })
     }
 
     /// Whole seconds since 1970-01-01T00:00:00Z, rounded down.
@@ -93,8 +88,7 @@ impl Day {
         let march_year = i64::from(year) + 400 - i64::from(month <= 2);
         let march_month = i64::from((month + 9) % 12);
         let day_of_year = (153 * march_month + 2) / 5 + i64::from(day) - 1;
-        let days =
-            march_year * 365 + march_year / 4 - march_year / 100 + march_year / 400 + day_of_year;
+        let days = march_year * 365 + march_year / 4 - march_year / 100 + march_year / 400 + day_of_year;
         Some(Self(days - 719_468 - 146_097))
     }
 
@@ -104,16 +98,11 @@ impl Day {
         let days = self.0 + 719_468;
         let era = days.div_euclid(146_097);
         let day_of_era = days.rem_euclid(146_097);
-        let year_of_era =
-            (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
         let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
         let march_month = (5 * day_of_year + 2) / 153;
         let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-        let month = if march_month < 10 {
-            march_month + 3
-        } else {
-            march_month - 9
-        };
+        let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
         (year_of_era + era * 400 + i64::from(month <= 2), month, day)
     }
 
@@ -140,10 +129,9 @@ fn month_days(year: u32, month: u32) -> u32 {
 
 /// The value of a few ASCII digits.
 fn number(digits: &[u8]) -> Option<u32> {
-    digits.iter().try_fold(0, |value, byte| {
-        byte.is_ascii_digit()
-            .then(|| value * 10 + u32::from(byte - b'0'))
-    })
+    digits
+        .iter()
+        .try_fold(0, |value, byte| byte.is_ascii_digit().then(|| value * 10 + u32::from(byte - b'0')))
 }
 
 fn clock_seconds(hour: &[u8], minute: &[u8], second: &[u8]) -> Option<i64> {
@@ -162,15 +150,8 @@ fn split_fraction(rest: &[u8]) -> Option<(u64, &[u8])> {
         return None;
     }
     let (digits, zone) = rest.split_at(count);
-    let padded = digits
-        .iter()
-        .copied()
-        .chain(std::iter::repeat(b'0'))
-        .take(FRACTION_DIGITS);
-    Some((
-        padded.fold(0, |value, byte| value * 10 + u64::from(byte - b'0')),
-        zone,
-    ))
+    let padded = digits.iter().copied().chain(std::iter::repeat(b'0')).take(FRACTION_DIGITS);
+    Some((padded.fold(0, |value, byte| value * 10 + u64::from(byte - b'0')), zone))
 }
 
 /// How far the zone's clock is ahead of UTC.
@@ -194,9 +175,7 @@ mod tests {
     use super::*;
 
     fn seconds(text: &str) -> i64 {
-        Instant::parse(text)
-            .unwrap_or_else(|| panic!("{text:?} was refused"))
-            .seconds()
+        Instant::parse(text).unwrap_or_else(|| panic!("{text:?} was refused")).seconds()
     }
 
     #[test]
@@ -210,10 +189,7 @@ mod tests {
 
     #[test]
     fn offsets_move_the_instant_and_the_day() {
-        assert_eq!(
-            seconds("2000-01-01T00:30:00+01:00"),
-            seconds("1999-12-31T23:30:00Z")
-        );
+        assert_eq!(seconds("2000-01-01T00:30:00+01:00"), seconds("1999-12-31T23:30:00Z"));
         let late = Instant::parse("1999-12-31T23:30:00-01:00").unwrap();
         assert_eq!(late.day(), Day::from_civil(2000, 1, 1).unwrap());
         for same in ["+05:30", "+0530"] {
@@ -224,17 +200,13 @@ mod tests {
         }
         for edge in ["0000-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"] {
             let instant = Instant::parse(edge).unwrap();
-            assert_eq!(
-                Instant::from_parts(instant.seconds(), instant.fraction()),
-                Some(instant)
-            );
+            assert_eq!(Instant::from_parts(instant.seconds(), instant.fraction()), Some(instant));
         }
     }
 
     #[test]
     fn fractions_are_compared_by_value() {
-        let parse =
-            |fraction: &str| Instant::parse(&format!("2000-01-01T00:00:00{fraction}Z")).unwrap();
+        let parse = |fraction: &str| Instant::parse(&format!("2000-01-01T00:00:00{fraction}Z")).unwrap();
         assert_eq!(parse(""), parse(".0"));
         assert_eq!(parse(".5"), parse(".5000000000000000000000000000"));
         assert_ne!(parse(".1"), parse(".01"));
@@ -300,10 +272,7 @@ mod tests {
                 for day in 1..=month_days(year, month) {
                     let found = Day::from_civil(year, month, day).unwrap();
                     assert_eq!(found, Day(expected));
-                    assert_eq!(
-                        found.civil(),
-                        (i64::from(year), i64::from(month), i64::from(day))
-                    );
+                    assert_eq!(found.civil(), (i64::from(year), i64::from(month), i64::from(day)));
                     expected += 1;
                 }
             }

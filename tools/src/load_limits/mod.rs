@@ -90,15 +90,8 @@ impl Options {
         if scenario & !(Self::EXPERIMENT | Self::REASONS) != 0 {
             return None;
         }
-        let rules = if scenario & Self::EXPERIMENT == 0 {
-            Rules::Baseline
-        } else {
-            Rules::Experiment
-        };
-        Some(Self {
-            rules,
-            reasons: scenario & Self::REASONS != 0,
-        })
+        let rules = if scenario & Self::EXPERIMENT == 0 { Rules::Baseline } else { Rules::Experiment };
+        Some(Self { rules, reasons: scenario & Self::REASONS != 0 })
     }
 }
 
@@ -138,12 +131,7 @@ impl Step {
     /// beyond it.
     ///
     /// What was refused passes every step untouched: it must change nothing.
-    pub fn advance<'a>(
-        self,
-        draft: Draft<'a>,
-        policy: &mut Policy,
-        rules: Rules,
-    ) -> Option<Draft<'a>> {
+    pub fn advance<'a>(self, draft: Draft<'a>, policy: &mut Policy, rules: Rules) -> Option<Draft<'a>> {
         let stage = match (self, draft.stage) {
             (_, Stage::Refused(reason)) => Stage::Refused(reason),
             (Self::Gate, Stage::Parsed(record)) => match policy.gate(&record) {
@@ -188,20 +176,9 @@ mod tests {
             br#"{"id":"1","customer_id":"2","load_amount":"$3.00","time":"2000-01-01T00:00:00Z"}"#,
         );
         let draft = parsed.draft();
-        assert_eq!(
-            Step::Evaluate.advance(draft, &mut policy, Rules::Baseline),
-            None
-        );
-        assert_eq!(
-            Step::Update.advance(draft, &mut policy, Rules::Baseline),
-            None
-        );
-        let measured = Step::Features
-            .advance(draft, &mut policy, Rules::Baseline)
-            .unwrap();
-        assert_eq!(
-            Step::Gate.advance(measured, &mut policy, Rules::Baseline),
-            None
-        );
+        assert_eq!(Step::Evaluate.advance(draft, &mut policy, Rules::Baseline), None);
+        assert_eq!(Step::Update.advance(draft, &mut policy, Rules::Baseline), None);
+        let measured = Step::Features.advance(draft, &mut policy, Rules::Baseline).unwrap();
+        assert_eq!(Step::Gate.advance(measured, &mut policy, Rules::Baseline), None);
     }
 }

@@ -46,7 +46,7 @@ fn parse(request: &Request<'_>, output: &mut Output<'_>) -> Result<(), NodeError
     let parsed = parse_line(request.payload());
     let mut bytes = Vec::with_capacity(128);
     parsed.draft().encode(&mut bytes);
-    output.emit(&bytes)
+    Ok(output.emit(&bytes)?)
 }
 
 /// The four steps that share the windows.
@@ -73,7 +73,7 @@ impl Node for PolicyNode {
             .ok_or_else(|| NodeError::new(OUT_OF_ORDER, "the draft is not at this step"))?;
         self.bytes.clear();
         draft.encode(&mut self.bytes);
-        output.emit(&self.bytes)
+        Ok(output.emit(&self.bytes)?)
     }
 }
 
@@ -89,7 +89,7 @@ fn format(request: &Request<'_>, output: &mut Output<'_>) -> Result<(), NodeErro
     };
     let mut reply = Vec::with_capacity(128);
     write_reply(&mut reply, draft.id, draft.customer_id, declined, reasons);
-    output.reply(&reply)
+    Ok(output.reply(&reply)?)
 }
 
 fn options(request: &Request<'_>) -> Result<Options, NodeError> {

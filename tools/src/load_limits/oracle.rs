@@ -42,11 +42,7 @@ struct Oracle {
 
 impl Oracle {
     fn new(options: Options) -> Self {
-        Self {
-            options,
-            entries: Vec::new(),
-            primes: HashMap::new(),
-        }
+        Self { options, entries: Vec::new(), primes: HashMap::new() }
     }
 
     fn answer(&mut self, line: &[u8]) -> String {
@@ -55,13 +51,10 @@ impl Oracle {
             Some(Value::String(text)) => Some(text.clone()),
             _ => None,
         };
-        let trimmed =
-            |name: &str| text(name).map(|text| text.trim_matches(char::is_whitespace).to_string());
+        let trimmed = |name: &str| text(name).map(|text| text.trim_matches(char::is_whitespace).to_string());
         let (id, customer) = (trimmed("id"), trimmed("customer_id"));
         let verdict = match (&id, &customer, text("time"), text("load_amount")) {
-            (Some(id), Some(customer), Some(time), Some(amount)) => {
-                self.judge(id, customer, &time, &amount)
-            }
+            (Some(id), Some(customer), Some(time), Some(amount)) => self.judge(id, customer, &time, &amount),
             _ => Err("INPUT_PARSE_ERROR"),
         };
         let quoted = |text: Option<String>| Value::String(text.unwrap_or_default()).to_string();
@@ -77,42 +70,23 @@ impl Oracle {
         )
     }
 
-    fn judge(
-        &mut self,
-        id: &str,
-        customer: &str,
-        time: &str,
-        amount: &str,
-    ) -> Result<(), &'static str> {
+    fn judge(&mut self, id: &str, customer: &str, time: &str, amount: &str) -> Result<(), &'static str> {
         for text in [id, customer] {
-            if text.is_empty()
-                || text.chars().count() > 18
-                || text.chars().any(|c| !"0123456789".contains(c))
+            if text.is_empty() || text.chars().count() > 18 || text.chars().any(|c| !"0123456789".contains(c))
             {
                 return Err("INVALID_ID_FORMAT");
             }
         }
         let (day, second, fraction) = read_time(time).ok_or("INVALID_TIMESTAMP")?;
         let cents = read_amount(amount).ok_or("INVALID_AMOUNT_FORMAT")?;
-        let mut entry = Entry {
-            id: id.into(),
-            customer: customer.into(),
-            cents,
-            day,
-            second,
-            fraction,
-            counted: None,
-        };
+        let mut entry =
+            Entry { id: id.into(), customer: customer.into(), cents, day, second, fraction, counted: None };
         if let Some(first) = self.entries.iter().find(|first| first.id == entry.id) {
             let same = first.customer == entry.customer
                 && first.cents == entry.cents
                 && (first.day, first.second) == (entry.day, entry.second)
                 && first.fraction == entry.fraction;
-            return Err(if same {
-                "ID_DUPLICATE_REPLAY"
-            } else {
-                "ID_DUPLICATE_CONFLICT"
-            });
+            return Err(if same { "ID_DUPLICATE_REPLAY" } else { "ID_DUPLICATE_CONFLICT" });
         }
         let verdict = self.limits(&entry);
         entry.counted = verdict.ok();
@@ -123,40 +97,24 @@ impl Oracle {
     fn limits(&mut self, entry: &Entry) -> Result<u128, &'static str> {
         let experiment = self.options.rules == Rules::Experiment;
         let monday = (entry.day - MONDAY_2000_01_03) % 7 == 0;
-        let counts = if experiment && monday {
-            entry.cents + entry.cents
-        } else {
-            entry.cents
-        };
+        let counts = if experiment && monday { entry.cents + entry.cents } else { entry.cents };
 
-        let same_day =
-            |earlier: &&Entry| earlier.customer == entry.customer && earlier.day == entry.day;
+        let same_day = |earlier: &&Entry| earlier.customer == entry.customer && earlier.day == entry.day;
         let same_week =
             |earlier: &&Entry| earlier.customer == entry.customer && earlier.week() == entry.week();
         if self.entries.iter().filter(same_day).count() + 1 > 3 {
             return Err("DAILY_ATTEMPT_LIMIT");
         }
-        let day_sum: u128 = self
-            .entries
-            .iter()
-            .filter(same_day)
-            .filter_map(|earlier| earlier.counted)
-            .sum();
-        let week_sum: u128 = self
-            .entries
-            .iter()
-            .filter(same_week)
-            .filter_map(|earlier| earlier.counted)
-            .sum();
+        let day_sum: u128 = self.entries.iter().filter(same_day).filter_map(|earlier| earlier.counted).sum();
+        let week_sum: u128 =
+            self.entries.iter().filter(same_week).filter_map(|earlier| earlier.counted).sum();
         if experiment && prime(&mut self.primes, &entry.id) {
             if counts > 999_900 {
                 return Err("PRIME_AMOUNT_CAP");
             }
             let primes = &mut self.primes;
-            let mut accepted = self
-                .entries
-                .iter()
-                .filter(|old| old.counted.is_some() && old.day == entry.day);
+            let mut accepted =
+                self.entries.iter().filter(|old| old.counted.is_some() && old.day == entry.day);
             if accepted.any(|old| prime(primes, &old.id)) {
                 return Err("PRIME_DAILY_GLOBAL_LIMIT");
             }
@@ -190,9 +148,7 @@ fn prime(known: &mut HashMap<u64, bool>, id: &str) -> bool {
         let fermat = |base: u128| {
             let modulus = u128::from(value);
             let bits = (0..64).rev().map(|bit| ((value - 1) >> bit) & 1 == 1);
-            bits.fold(1, |power, bit| {
-                power * power % modulus * if bit { base } else { 1 } % modulus
-            }) == 1
+            bits.fold(1, |power, bit| power * power % modulus * if bit { base } else { 1 } % modulus) == 1
         };
         [2, 3, 5, 7, 11, 13, 17, 19, 23, 29].into_iter().all(fermat)
     })
@@ -215,9 +171,7 @@ fn read_time(text: &str) -> Option<(i64, i64, String)> {
     if day < 1 || day > month_length {
         return None;
     }
-    let days = (0..year)
-        .map(|year| if leap(year) { 366 } else { 365 })
-        .sum::<i64>()
+    let days = (0..year).map(|year| if leap(year) { 366 } else { 365 }).sum::<i64>()
         + months[..month as usize - 1].iter().sum::<i64>()
         + day
         - 1;
@@ -276,11 +230,7 @@ fn read_amount(text: &str) -> Option<u128> {
     let point = number.len().checked_sub(3)?;
     let (whole, rest) = (number.get(..point)?, number.get(point..)?);
     let hundredths = digits(rest.strip_prefix('.')?, 2)?;
-    let whole = if whole.len() > 15 {
-        None
-    } else {
-        digits(whole, whole.len())
-    }?;
+    let whole = if whole.len() > 15 { None } else { digits(whole, whole.len()) }?;
     Some(whole as u128 * 100 + hundredths as u128)
 }
 
@@ -292,10 +242,7 @@ struct Pipeline {
 
 impl Pipeline {
     fn new(options: Options) -> Self {
-        Self {
-            options,
-            policy: Policy::default(),
-        }
+        Self { options, policy: Policy::default() }
     }
 
     fn answer(&mut self, line: &[u8]) -> (String, Option<Reason>) {
@@ -303,43 +250,28 @@ impl Pipeline {
         parse_line(line).draft().encode(&mut bytes);
         for step in Step::ALL {
             let draft = Draft::decode(&bytes).expect("a draft arrives as it was sent");
-            let next = step
-                .advance(draft, &mut self.policy, self.options.rules)
-                .expect("steps come in order");
+            let next =
+                step.advance(draft, &mut self.policy, self.options.rules).expect("steps come in order");
             let mut next_bytes = Vec::new();
             next.encode(&mut next_bytes);
             bytes = next_bytes;
         }
         let draft = Draft::decode(&bytes).expect("a draft arrives as it was sent");
         let declined = match draft.stage {
-            Stage::Refused(reason) | Stage::Decided(_, _, Decision::Declined(reason)) => {
-                Some(reason)
-            }
+            Stage::Refused(reason) | Stage::Decided(_, _, Decision::Declined(reason)) => Some(reason),
             Stage::Decided(_, _, Decision::Accepted) => None,
             other => panic!("not decided: {other:?}"),
         };
         let mut reply = Vec::new();
-        write_reply(
-            &mut reply,
-            draft.id,
-            draft.customer_id,
-            declined,
-            self.options.reasons,
-        );
-        (
-            String::from_utf8(reply).expect("replies are UTF-8"),
-            declined,
-        )
+        write_reply(&mut reply, draft.id, draft.customer_id, declined, self.options.reasons);
+        (String::from_utf8(reply).expect("replies are UTF-8"), declined)
     }
 }
 
 fn generated_lines(count: u64, seed: u64) -> Vec<Vec<u8>> {
     let mut bytes = Vec::new();
     generate(count, seed, &mut bytes).expect("memory takes it");
-    bytes
-        .split(|&byte| byte == b'\n')
-        .map(<[u8]>::to_vec)
-        .collect()
+    bytes.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect()
 }
 
 /// Compares both on the same lines, and says which reasons occurred.
@@ -350,12 +282,7 @@ fn compare(lines: &[Vec<u8>], options: Options) -> BTreeSet<&'static str> {
     for (number, line) in lines.iter().enumerate() {
         let expected = oracle.answer(line);
         let (found, reason) = pipeline.answer(line);
-        assert_eq!(
-            found,
-            expected,
-            "line {number} under {options:?}: {}",
-            String::from_utf8_lossy(line)
-        );
+        assert_eq!(found, expected, "line {number} under {options:?}: {}", String::from_utf8_lossy(line));
         assert!(found.ends_with('\n') && found.matches('\n').count() == 1);
         reasons.extend(reason.map(Reason::text));
     }
@@ -372,15 +299,9 @@ fn all_options() -> impl Iterator<Item = Options> {
 fn both_agree_on_generated_lines() {
     for seed in 1..=6 {
         let lines = generated_lines(1200, seed);
-        let reasons: BTreeSet<_> = all_options()
-            .flat_map(|options| compare(&lines, options))
-            .collect();
+        let reasons: BTreeSet<_> = all_options().flat_map(|options| compare(&lines, options)).collect();
         for reason in Reason::ALL {
-            assert!(
-                reasons.contains(reason.text()),
-                "{} does not occur with seed {seed}",
-                reason.text()
-            );
+            assert!(reasons.contains(reason.text()), "{} does not occur with seed {seed}", reason.text());
         }
     }
 }
@@ -416,28 +337,9 @@ fn both_agree_on_mutated_lines() {
 fn both_agree_where_ids_and_times_are_dense() {
     // Few ids, customers, days and amounts, so that nearly every line meets an earlier one.
     let mut random = Random::new(7);
-    let amounts = [
-        "$0.00",
-        "$0.01",
-        "2500.00",
-        "USD 2500.01",
-        "5000.00",
-        "$4999.50",
-        "$9999.00",
-        "9999.01",
-    ];
-    let zones = [
-        "Z",
-        "z",
-        "+00:00",
-        "-01:00",
-        "+0100",
-        "-08",
-        ".50Z",
-        ".5+00",
-        "+14:00",
-        ".499999999999999999Z",
-    ];
+    let amounts = ["$0.00", "$0.01", "2500.00", "USD 2500.01", "5000.00", "$4999.50", "$9999.00", "9999.01"];
+    let zones =
+        ["Z", "z", "+00:00", "-01:00", "+0100", "-08", ".50Z", ".5+00", "+14:00", ".499999999999999999Z"];
     for _ in 0..40 {
         let lines: Vec<Vec<u8>> = (0..400)
             .map(|_| {
@@ -448,8 +350,10 @@ fn both_agree_where_ids_and_times_are_dense() {
                 let amount = amounts[random.below(amounts.len() as u64) as usize];
                 let zone = zones[random.below(zones.len() as u64) as usize];
                 let time = format!("2000-01-{day:02}T{hour:02}:30:00{zone}");
-                format!(r#"{{"id":"{id}","customer_id":"{customer}","load_amount":"{amount}","time":"{time}"}}"#)
-                    .into_bytes()
+                format!(
+                    r#"{{"id":"{id}","customer_id":"{customer}","load_amount":"{amount}","time":"{time}"}}"#
+                )
+                .into_bytes()
             })
             .collect();
         for options in all_options() {

@@ -106,11 +106,7 @@ struct Content {
 
 impl Content {
     fn of(record: &Record) -> Self {
-        Self {
-            customer: record.customer(),
-            cents: record.cents(),
-            instant: record.instant(),
-        }
+        Self { customer: record.customer(), cents: record.cents(), instant: record.instant() }
     }
 }
 
@@ -134,21 +130,9 @@ impl Policy {
     /// Reads the windows that the line falls into.
     pub fn features(&self, record: &Record, rules: Rules) -> Features {
         let day = record.day();
-        let weight = if rules == Rules::Experiment && day.is_monday() {
-            2
-        } else {
-            1
-        };
-        let window = self
-            .days
-            .get(&(record.customer(), day))
-            .copied()
-            .unwrap_or_default();
-        let week_cents = self
-            .weeks
-            .get(&(record.customer(), day.monday()))
-            .copied()
-            .unwrap_or_default();
+        let weight = if rules == Rules::Experiment && day.is_monday() { 2 } else { 1 };
+        let window = self.days.get(&(record.customer(), day)).copied().unwrap_or_default();
+        let week_cents = self.weeks.get(&(record.customer(), day.monday())).copied().unwrap_or_default();
         Features {
             // A record's amount has at most 17 digits, so its double fits.
             effective_cents: record.cents() * weight,
@@ -168,10 +152,7 @@ impl Policy {
         window.attempts = window.attempts.saturating_add(1);
         if decision == Decision::Accepted {
             window.cents = window.cents.saturating_add(features.effective_cents);
-            let week_cents = self
-                .weeks
-                .entry((record.customer(), day.monday()))
-                .or_default();
+            let week_cents = self.weeks.entry((record.customer(), day.monday())).or_default();
             *week_cents = week_cents.saturating_add(features.effective_cents);
             if record.id_is_prime() {
                 self.prime_days.insert(day);
@@ -195,10 +176,7 @@ mod tests {
 
     impl Stream {
         fn new(rules: Rules) -> Self {
-            Self {
-                policy: Policy::default(),
-                rules,
-            }
+            Self { policy: Policy::default(), rules }
         }
 
         fn at(&mut self, id: &str, customer: &str, cents: u64, time: &str) -> Decision {
@@ -225,22 +203,11 @@ mod tests {
         let mut stream = Stream::new(Rules::Baseline);
         // A week's limit in four days, the last of them first: sums do not depend on the order of
         // dates.
-        for (id, day) in [
-            ("14", "2000-01-09"),
-            ("10", MONDAY),
-            ("12", "2000-01-05"),
-            ("15", "2000-01-06"),
-        ] {
+        for (id, day) in [("14", "2000-01-09"), ("10", MONDAY), ("12", "2000-01-05"), ("15", "2000-01-06")] {
             assert_eq!(stream.on(id, "1", 500_000, day), Accepted);
         }
-        assert_eq!(
-            stream.on("16", "1", 1, MONDAY),
-            Declined(Reason::DailyAmountLimit)
-        );
-        assert_eq!(
-            stream.on("18", "1", 1, "2000-01-04"),
-            Declined(Reason::WeeklyAmountLimit)
-        );
+        assert_eq!(stream.on("16", "1", 1, MONDAY), Declined(Reason::DailyAmountLimit));
+        assert_eq!(stream.on("18", "1", 1, "2000-01-04"), Declined(Reason::WeeklyAmountLimit));
         assert_eq!(stream.on("20", "1", 0, "2000-01-04"), Accepted);
         assert_eq!(stream.on("21", "1", 1, "2000-01-10"), Accepted);
         assert_eq!(stream.on("22", "1", 1, "2000-01-02"), Accepted);
@@ -251,31 +218,13 @@ mod tests {
     fn declined_lines_are_attempts_and_claim_their_id() {
         let mut stream = Stream::new(Rules::Baseline);
         for id in ["10", "12", "14"] {
-            assert_eq!(
-                stream.on(id, "1", 500_001, SATURDAY),
-                Declined(Reason::DailyAmountLimit)
-            );
+            assert_eq!(stream.on(id, "1", 500_001, SATURDAY), Declined(Reason::DailyAmountLimit));
         }
-        assert_eq!(
-            stream.on("15", "1", 1, SATURDAY),
-            Declined(Reason::DailyAttemptLimit)
-        );
-        assert_eq!(
-            stream.on("15", "1", 1, SATURDAY),
-            Declined(Reason::IdDuplicateReplay)
-        );
-        assert_eq!(
-            stream.on("15", "1", 1, MONDAY),
-            Declined(Reason::IdDuplicateConflict)
-        );
-        assert_eq!(
-            stream.on("15", "2", 1, SATURDAY),
-            Declined(Reason::IdDuplicateConflict)
-        );
-        assert_eq!(
-            stream.on("15", "1", 2, SATURDAY),
-            Declined(Reason::IdDuplicateConflict)
-        );
+        assert_eq!(stream.on("15", "1", 1, SATURDAY), Declined(Reason::DailyAttemptLimit));
+        assert_eq!(stream.on("15", "1", 1, SATURDAY), Declined(Reason::IdDuplicateReplay));
+        assert_eq!(stream.on("15", "1", 1, MONDAY), Declined(Reason::IdDuplicateConflict));
+        assert_eq!(stream.on("15", "2", 1, SATURDAY), Declined(Reason::IdDuplicateConflict));
+        assert_eq!(stream.on("15", "1", 2, SATURDAY), Declined(Reason::IdDuplicateConflict));
         assert_eq!(stream.on("015", "1", 1, MONDAY), Accepted);
     }
 
@@ -288,10 +237,7 @@ mod tests {
         }
         assert_eq!(stream.on("12", "1", 1, SATURDAY), Accepted);
         assert_eq!(stream.on("14", "1", 1, SATURDAY), Accepted);
-        assert_eq!(
-            stream.on("15", "1", 1, SATURDAY),
-            Declined(Reason::DailyAttemptLimit)
-        );
+        assert_eq!(stream.on("15", "1", 1, SATURDAY), Declined(Reason::DailyAttemptLimit));
         assert_eq!(stream.on("16", "2", 500_000, SATURDAY), Accepted);
     }
 
@@ -299,49 +245,27 @@ mod tests {
     fn a_replay_is_the_same_instant_however_written() {
         let mut stream = Stream::new(Rules::Baseline);
         stream.at("10", "1", 1, "2000-01-01T00:30:00+01:00");
-        assert_eq!(
-            stream.at("10", "1", 1, "1999-12-31t23:30:00.000z"),
-            Declined(Reason::IdDuplicateReplay)
-        );
+        assert_eq!(stream.at("10", "1", 1, "1999-12-31t23:30:00.000z"), Declined(Reason::IdDuplicateReplay));
         assert_eq!(
             stream.at("10", "1", 1, "1999-12-31T23:30:00.001Z"),
             Declined(Reason::IdDuplicateConflict)
         );
-        assert_eq!(
-            stream.at("10", "01", 1, "1999-12-31T23:30:00Z"),
-            Declined(Reason::IdDuplicateConflict)
-        );
+        assert_eq!(stream.at("10", "01", 1, "1999-12-31T23:30:00Z"), Declined(Reason::IdDuplicateConflict));
     }
 
     #[test]
     fn mondays_count_double_in_the_experiment() {
         let mut stream = Stream::new(Rules::Experiment);
-        assert_eq!(
-            stream.on("10", "1", 250_001, MONDAY),
-            Declined(Reason::DailyAmountLimit)
-        );
+        assert_eq!(stream.on("10", "1", 250_001, MONDAY), Declined(Reason::DailyAmountLimit));
         assert_eq!(stream.on("12", "1", 250_000, MONDAY), Accepted);
-        assert_eq!(
-            stream.on("14", "1", 1, MONDAY),
-            Declined(Reason::DailyAmountLimit)
-        );
+        assert_eq!(stream.on("14", "1", 1, MONDAY), Declined(Reason::DailyAmountLimit));
         // The week took the Monday at its double, too.
-        for (id, day) in [
-            ("15", "2000-01-04"),
-            ("16", "2000-01-05"),
-            ("18", "2000-01-06"),
-        ] {
+        for (id, day) in [("15", "2000-01-04"), ("16", "2000-01-05"), ("18", "2000-01-06")] {
             assert_eq!(stream.on(id, "1", 500_000, day), Accepted);
         }
-        assert_eq!(
-            stream.on("20", "1", 1, "2000-01-07"),
-            Declined(Reason::WeeklyAmountLimit)
-        );
+        assert_eq!(stream.on("20", "1", 1, "2000-01-07"), Declined(Reason::WeeklyAmountLimit));
         // Monday is asked in UTC.
-        assert_eq!(
-            stream.at("21", "2", 500_000, "2000-01-03T00:30:00+01:00"),
-            Accepted
-        );
+        assert_eq!(stream.at("21", "2", 500_000, "2000-01-03T00:30:00+01:00"), Accepted);
         let monday = stream.at("22", "3", 500_000, "2000-01-02T23:30:00-01:00");
         assert_eq!(monday, Declined(Reason::DailyAmountLimit));
     }
@@ -349,37 +273,16 @@ mod tests {
     #[test]
     fn primes_are_limited_in_the_experiment() {
         let mut stream = Stream::new(Rules::Experiment);
-        assert_eq!(
-            stream.on("2", "1", 999_901, SATURDAY),
-            Declined(Reason::PrimeAmountCap)
-        );
-        assert_eq!(
-            stream.on("3", "1", 999_900, SATURDAY),
-            Declined(Reason::DailyAmountLimit)
-        );
+        assert_eq!(stream.on("2", "1", 999_901, SATURDAY), Declined(Reason::PrimeAmountCap));
+        assert_eq!(stream.on("3", "1", 999_900, SATURDAY), Declined(Reason::DailyAmountLimit));
         // Only an accepted prime closes the day, and then to everyone; the cap still comes first.
         assert_eq!(stream.on("5", "2", 1, SATURDAY), Accepted);
-        assert_eq!(
-            stream.on("007", "3", 1, SATURDAY),
-            Declined(Reason::PrimeDailyGlobalLimit)
-        );
-        assert_eq!(
-            stream.on("11", "3", 1_000_000, SATURDAY),
-            Declined(Reason::PrimeAmountCap)
-        );
+        assert_eq!(stream.on("007", "3", 1, SATURDAY), Declined(Reason::PrimeDailyGlobalLimit));
+        assert_eq!(stream.on("11", "3", 1_000_000, SATURDAY), Declined(Reason::PrimeAmountCap));
         assert_eq!(stream.on("4", "3", 1, SATURDAY), Accepted);
-        assert_eq!(
-            stream.on("13", "3", 1_000_000, SATURDAY),
-            Declined(Reason::DailyAttemptLimit)
-        );
-        assert_eq!(
-            stream.on("17", "4", 500_000, MONDAY),
-            Declined(Reason::PrimeAmountCap)
-        );
-        assert_eq!(
-            stream.on("19", "4", 499_950, MONDAY),
-            Declined(Reason::DailyAmountLimit)
-        );
+        assert_eq!(stream.on("13", "3", 1_000_000, SATURDAY), Declined(Reason::DailyAttemptLimit));
+        assert_eq!(stream.on("17", "4", 500_000, MONDAY), Declined(Reason::PrimeAmountCap));
+        assert_eq!(stream.on("19", "4", 499_950, MONDAY), Declined(Reason::DailyAmountLimit));
         assert_eq!(stream.on("6", "4", 1, MONDAY), Accepted);
         assert_eq!(stream.on("23", "5", 1, MONDAY), Accepted);
     }

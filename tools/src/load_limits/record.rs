@@ -42,11 +42,7 @@ impl Parsed {
             Ok(record) => Stage::Parsed(record),
             Err(reason) => Stage::Refused(reason),
         };
-        Draft {
-            id: &self.id,
-            customer_id: &self.customer_id,
-            stage,
-        }
+        Draft { id: &self.id, customer_id: &self.customer_id, stage }
     }
 }
 
@@ -72,13 +68,7 @@ impl Record {
         instant: Instant,
         id_is_prime: bool,
     ) -> Option<Self> {
-        (cents < CENTS_END).then_some(Self {
-            id,
-            customer,
-            cents,
-            instant,
-            id_is_prime,
-        })
+        (cents < CENTS_END).then_some(Self { id, customer, cents, instant, id_is_prime })
     }
 
     /// The line's id: one key for all customers.
@@ -117,9 +107,8 @@ pub fn parse_line(line: &[u8]) -> Parsed {
     let line = line.strip_suffix(b"\r").unwrap_or(line);
     // Checked as a whole: bytes that are not UTF-8 must not pass because they stand where nobody
     // looks.
-    let object = std::str::from_utf8(line)
-        .ok()
-        .and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
+    let object =
+        std::str::from_utf8(line).ok().and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
     let Some(object) = object else {
         return Parsed {
             id: String::new(),
@@ -131,9 +120,7 @@ pub fn parse_line(line: &[u8]) -> Parsed {
     let id = field("id").map(str::trim);
     let customer_id = field("customer_id").map(str::trim);
     let content = match (id, customer_id, field("time"), field("load_amount")) {
-        (Some(id), Some(customer_id), Some(time), Some(amount)) => {
-            read_fields(id, customer_id, time, amount)
-        }
+        (Some(id), Some(customer_id), Some(time), Some(amount)) => read_fields(id, customer_id, time, amount),
         _ => Err(Reason::InputParseError),
     };
     Parsed {
@@ -152,16 +139,10 @@ fn read_fields(id: &str, customer_id: &str, time: &str, amount: &str) -> Result<
 }
 
 fn parse_cents(amount: &str) -> Option<u64> {
-    let compact: String = amount
-        .chars()
-        .filter(|letter| !letter.is_whitespace())
-        .collect();
+    let compact: String = amount.chars().filter(|letter| !letter.is_whitespace()).collect();
     // Longer ones first: `USD` alone would leave the sign of `USD$` behind.
     let prefixes = ["USD$", "$USD", "USD", "$"];
-    let digits = prefixes
-        .iter()
-        .find_map(|prefix| compact.strip_prefix(prefix))
-        .unwrap_or(&compact);
+    let digits = prefixes.iter().find_map(|prefix| compact.strip_prefix(prefix)).unwrap_or(&compact);
     let (whole, hundredths) = digits.split_once('.')?;
     if !(1..=WHOLE_DIGITS_MAX).contains(&whole.len()) || hundredths.len() != 2 {
         return None;
@@ -169,10 +150,7 @@ fn parse_cents(amount: &str) -> Option<u64> {
     whole
         .bytes()
         .chain(hundredths.bytes())
-        .try_fold(0, |cents, byte| {
-            byte.is_ascii_digit()
-                .then(|| cents * 10 + u64::from(byte - b'0'))
-        })
+        .try_fold(0, |cents, byte| byte.is_ascii_digit().then(|| cents * 10 + u64::from(byte - b'0')))
 }
 
 #[cfg(test)]
@@ -182,39 +160,26 @@ mod tests {
     const TIME: &str = "2000-01-01T00:00:00Z";
 
     fn with_fields(id: &str, customer_id: &str, amount: &str, time: &str) -> Parsed {
-        let object = serde_json::json!({"id": id, "customer_id": customer_id, "load_amount": amount, "time": time});
+        let object =
+            serde_json::json!({"id": id, "customer_id": customer_id, "load_amount": amount, "time": time});
         parse_line(object.to_string().as_bytes())
     }
 
     fn refused(line: &[u8]) -> (String, String, Reason) {
         let parsed = parse_line(line);
-        (
-            parsed.id,
-            parsed.customer_id,
-            parsed.content.expect_err("the line was taken"),
-        )
+        (parsed.id, parsed.customer_id, parsed.content.expect_err("the line was taken"))
     }
 
     fn parse_error(id: &str, customer_id: &str) -> (String, String, Reason) {
-        (
-            id.to_owned(),
-            customer_id.to_owned(),
-            Reason::InputParseError,
-        )
+        (id.to_owned(), customer_id.to_owned(), Reason::InputParseError)
     }
 
     #[test]
     fn a_plain_line() {
         let parsed = with_fields("15887", "528", "$3318.47", TIME);
         let record = parsed.content.unwrap();
-        assert_eq!(
-            (parsed.id.as_str(), parsed.customer_id.as_str()),
-            ("15887", "528")
-        );
-        assert_eq!(
-            (record.id().value(), record.customer().value()),
-            (15887, 528)
-        );
+        assert_eq!((parsed.id.as_str(), parsed.customer_id.as_str()), ("15887", "528"));
+        assert_eq!((record.id().value(), record.customer().value()), (15887, 528));
         assert_eq!(record.cents(), 331_847);
         assert_eq!(record.day(), Day::from_civil(2000, 1, 1).unwrap());
         assert!(record.id_is_prime());
@@ -264,10 +229,7 @@ mod tests {
     fn ids_are_given_as_far_as_they_can_be_read() {
         assert_eq!(refused(b"{}"), parse_error("", ""));
         assert_eq!(refused(br#"{"id":" 1 "}"#), parse_error("1", ""));
-        assert_eq!(
-            refused(br#"{"id":1,"customer_id":"\t2\n"}"#),
-            parse_error("", "2")
-        );
+        assert_eq!(refused(br#"{"id":1,"customer_id":"\t2\n"}"#), parse_error("", "2"));
         assert_eq!(
             refused(br#"{"id":"x","customer_id":null,"load_amount":"?","time":"?"}"#),
             parse_error("x", "")
@@ -295,50 +257,34 @@ mod tests {
         let parsed = parse_line(line);
         assert_eq!(parsed.id, "2");
         assert_eq!(parsed.content.unwrap().cents(), 200);
-        assert_eq!(
-            refused(br#"{"id":"2","id":1,"customer_id":"4"}"#),
-            parse_error("", "4")
-        );
+        assert_eq!(refused(br#"{"id":"2","id":1,"customer_id":"4"}"#), parse_error("", "4"));
     }
 
     #[test]
     fn checks_come_in_order() {
-        let reason = |id, customer, amount, time| {
-            with_fields(id, customer, amount, time).content.unwrap_err()
-        };
+        let reason =
+            |id, customer, amount, time| with_fields(id, customer, amount, time).content.unwrap_err();
         assert_eq!(reason("x", "1", "?", "?"), Reason::InvalidIdFormat);
         assert_eq!(reason("1", "x", "?", "?"), Reason::InvalidIdFormat);
         assert_eq!(reason("1", "1", "?", "?"), Reason::InvalidTimestamp);
         assert_eq!(reason("1", "1", "?", TIME), Reason::InvalidAmountFormat);
         assert_eq!(reason("", "1", "1.00", TIME), Reason::InvalidIdFormat);
-        assert_eq!(
-            reason("1", "1234567890123456789", "1.00", TIME),
-            Reason::InvalidIdFormat
-        );
+        assert_eq!(reason("1", "1234567890123456789", "1.00", TIME), Reason::InvalidIdFormat);
     }
 
     #[test]
     fn ids_are_trimmed_and_times_are_not() {
         let parsed = with_fields("\u{3000} 007\n", "\u{a0}5\t", "1.00", TIME);
-        assert_eq!(
-            (parsed.id.as_str(), parsed.customer_id.as_str()),
-            ("007", "5")
-        );
+        assert_eq!((parsed.id.as_str(), parsed.customer_id.as_str()), ("007", "5"));
         assert!(parsed.content.is_ok());
         let inner = with_fields(" 1 2 ", "5", "1.00", TIME);
-        assert_eq!(
-            (inner.id.as_str(), inner.content),
-            ("1 2", Err(Reason::InvalidIdFormat))
-        );
+        assert_eq!((inner.id.as_str(), inner.content), ("1 2", Err(Reason::InvalidIdFormat)));
         assert_eq!(
             with_fields("1", "5", "1.00", " 2000-01-01T00:00:00Z").content,
             Err(Reason::InvalidTimestamp)
         );
         // A zero-width space is not white space.
-        assert_eq!(
-            with_fields("1\u{200b}", "5", "1.00", TIME).content,
-            Err(Reason::InvalidIdFormat)
-        );
+        assert_eq!(with_fields("1\u{200b}", "5", "1.00", TIME).content, Err(Reason::InvalidIdFormat));
     }
 
     #[test]
@@ -406,8 +352,7 @@ mod tests {
 
     #[test]
     fn one_carriage_return_belongs_to_the_line_end() {
-        let line =
-            br#"{"id":"1","customer_id":"2","load_amount":"$3.00","time":"2000-01-01T00:00:00Z"}"#;
+        let line = br#"{"id":"1","customer_id":"2","load_amount":"$3.00","time":"2000-01-01T00:00:00Z"}"#;
         let mut with_return = line.to_vec();
         with_return.push(b'\r');
         assert_eq!(parse_line(line), parse_line(&with_return));

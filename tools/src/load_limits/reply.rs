@@ -83,13 +83,7 @@ impl Reason {
 
 /// Appends the reply to a line with these ids, accepted if there is no reason against it. `reasons`
 /// says whether a decline names its own.
-pub fn write_reply(
-    out: &mut Vec<u8>,
-    id: &str,
-    customer_id: &str,
-    declined: Option<Reason>,
-    reasons: bool,
-) {
+pub fn write_reply(out: &mut Vec<u8>, id: &str, customer_id: &str, declined: Option<Reason>, reasons: bool) {
     out.extend_from_slice(br#"{"id":"#);
     write_json_string(out, id);
     out.extend_from_slice(br#","customer_id":"#);
@@ -123,10 +117,7 @@ mod tests {
     #[test]
     fn the_three_forms() {
         let declined = Some(Reason::DailyAttemptLimit);
-        assert_eq!(
-            reply("1", "2", None, true),
-            "{\"id\":\"1\",\"customer_id\":\"2\",\"accepted\":true}\n"
-        );
+        assert_eq!(reply("1", "2", None, true), "{\"id\":\"1\",\"customer_id\":\"2\",\"accepted\":true}\n");
         assert_eq!(
             reply("1", "2", declined, false),
             "{\"id\":\"1\",\"customer_id\":\"2\",\"accepted\":false}\n"
@@ -143,10 +134,7 @@ mod tests {
         let line = reply(id, "\r\n", Some(Reason::InputParseError), true);
         assert_eq!(line.matches('\n').count(), 1);
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(
-            (value["id"].as_str(), value["customer_id"].as_str()),
-            (Some(id), Some("\r\n"))
-        );
+        assert_eq!((value["id"].as_str(), value["customer_id"].as_str()), (Some(id), Some("\r\n")));
     }
 
     #[test]

@@ -130,17 +130,12 @@ impl<'a> Draft<'a> {
         if !reader.rest.is_empty() {
             return Err(WireError::Trailing);
         }
-        Ok(Self {
-            id,
-            customer_id,
-            stage,
-        })
+        Ok(Self { id, customer_id, stage })
     }
 }
 
 fn put_text(out: &mut Vec<u8>, text: &str) {
-    let length =
-        u32::try_from(text.len()).expect("a text is shorter than the frame that brought it");
+    let length = u32::try_from(text.len()).expect("a text is shorter than the frame that brought it");
     out.extend_from_slice(&length.to_le_bytes());
     out.extend_from_slice(text.as_bytes());
 }
@@ -187,13 +182,7 @@ impl<'a> Reader<'a> {
     }
 
     fn u64_up_to(&mut self, limit: u64) -> Result<u64, WireError> {
-        self.u64().and_then(|value| {
-            if value <= limit {
-                Ok(value)
-            } else {
-                Err(WireError::Value)
-            }
-        })
+        self.u64().and_then(|value| if value <= limit { Ok(value) } else { Err(WireError::Value) })
     }
 
     fn flag(&mut self) -> Result<bool, WireError> {
@@ -206,10 +195,7 @@ impl<'a> Reader<'a> {
 
     fn text(&mut self) -> Result<&'a str, WireError> {
         let length = usize::try_from(self.u32()?).map_err(|_| WireError::Truncated)?;
-        let (text, rest) = self
-            .rest
-            .split_at_checked(length)
-            .ok_or(WireError::Truncated)?;
+        let (text, rest) = self.rest.split_at_checked(length).ok_or(WireError::Truncated)?;
         self.rest = rest;
         std::str::from_utf8(text).map_err(|_| WireError::Text)
     }
@@ -244,9 +230,7 @@ impl<'a> Reader<'a> {
     fn decision(&mut self) -> Result<Decision, WireError> {
         match self.byte()? {
             ACCEPTED => Ok(Decision::Accepted),
-            code => Reason::from_code(code)
-                .map(Decision::Declined)
-                .ok_or(WireError::Value),
+            code => Reason::from_code(code).map(Decision::Declined).ok_or(WireError::Value),
         }
     }
 }
@@ -277,14 +261,7 @@ mod tests {
             stages.push(Stage::Refused(reason));
             stages.push(Stage::Decided(record, features, Decision::Declined(reason)));
         }
-        stages
-            .into_iter()
-            .map(|stage| Draft {
-                id: "a\0é\n",
-                customer_id: "",
-                stage,
-            })
-            .collect()
+        stages.into_iter().map(|stage| Draft { id: "a\0é\n", customer_id: "", stage }).collect()
     }
 
     fn encoded(draft: &Draft<'_>) -> Vec<u8> {
@@ -299,11 +276,7 @@ mod tests {
             assert_eq!(Draft::decode(&encoded(&draft)), Ok(draft));
         }
         let long = "x".repeat(100_000);
-        let draft = Draft {
-            id: &long,
-            customer_id: &long,
-            stage: Stage::Refused(Reason::InputParseError),
-        };
+        let draft = Draft { id: &long, customer_id: &long, stage: Stage::Refused(Reason::InputParseError) };
         assert_eq!(Draft::decode(&encoded(&draft)), Ok(draft));
     }
 
@@ -336,9 +309,7 @@ mod tests {
             }
         }
         for _ in 0..20_000 {
-            let bytes: Vec<u8> = (0..random.below(120))
-                .map(|_| random.below(256) as u8)
-                .collect();
+            let bytes: Vec<u8> = (0..random.below(120)).map(|_| random.below(256) as u8).collect();
             let _ = Draft::decode(&bytes);
         }
     }

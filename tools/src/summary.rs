@@ -1,0 +1,316 @@
+//! What a run came to, as text for a person and as JSON for a program. Says the same in both.
+
+use std::fmt::{Display, Write};
+use std::time::Duration;
+
+use handbell::{StopMode, WorkerStop};
+use serde_json::{Map, Value, json};
+
+use crate::demo::Tally;
+use crate::exit::{Exit, Problem};
+use crate::load_limits::Options;
+use crate::load_limits::policy::Rules;
+use crate::side::{Latency, Ledger, Side};
+
+/// Everything that is shown of a run.
+pub struct Summary {
+    /// By which rules, and whether with reasons.
+    pub options: Options,
+    /// Where the lines came from.
+    pub input: String,
+    /// Where the decisions went.
+    pub output: Option<String>,
+    /// Lines in flight.
+    pub window: usize,
+    /// Of each line.
+    pub deadline_ms: u32,
+    /// The lines.
+    pub tally: Tally,
+    /// The whole stream, waiting for its input included.
+    pub took: Duration,
+    /// The profiles that ran.
+    pub sides: Vec<SideSummary>,
+}
+
+/// What is shown of one profile.
+pub struct SideSummary {
+    profile: &'static str,
+    started: handbell::Summary,
+    stream: Option<Percentiles>,
+    alone: Option<Percentiles>,
+    ledger: Ledger,
+    /// How its workers ended.
+    pub stops: Vec<WorkerStop>,
+}
+
+impl SideSummary {
+    /// What is known before the engine is stopped.
+    pub fn new(side: &Side, ledger: Ledger, alone: &Latency) -> Self {
+        Self {
+            profile: side.profile().name(),
+            started: side.engine_summary().clone(),
+            stream: Percentiles::of(side.latency()),
+            alone: Percentiles::of(alone),
+            ledger,
+            stops: Vec::new(),
+        }
+    }
+}
+
+/// Of hand-off times, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+struct Percentiles {
+    count: u64,
+    p50: u64,
+    p99: u64,
+    p99_9: u64,
+    max: u64,
+}
+
+impl Percentiles {
+    /// None of nothing.
+    fn of(latency: &Latency) -> Option<Self> {
+        let [p50, p99, p99_9] = [0.5, 0.99, 0.999].map(|quantile| latency.value_at_quantile(quantile));
+        let (count, max) = (latency.len(), latency.max());
+        (count > 0).then_some(Self { count, p50, p99, p99_9, max })
+    }
+
+    fn json(self) -> Value {
+        let Self { count, p50, p99, p99_9, max } = self;
+        json!({"count": count, "p50_ns": p50, "p99_ns": p99, "p999_ns": p99_9, "max_ns": max})
+    }
+}
+
+impl Summary {
+    /// Whether the profiles decided the same; none if only one ran.
+    pub fn identical(&self) -> Option<bool> {
+        (self.sides.len() > 1).then_some(self.tally.different == 0)
+    }
+
+    /// What is wrong with the run, if anything is.
+    pub fn verdict(&self) -> Result<(), Problem> {
+        if let Some(line) = self.tally.first_different {
+            let rule = format!("both profiles must decide the same; line {line} is the first that differs");
+            return Err(Problem::field(Exit::Difference, "identical", "no", rule));
+        }
+        match self.sides.iter().find(|side| !side.ledger.balances()) {
+            Some(side) => {
+                let rule = format!("every request must be accounted for, in profile {} too", side.profile);
+                Err(Problem::field(Exit::Ledger, "ledger balance", "off", rule))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn rules(&self) -> &'static str {
+        match self.options.rules {
+            Rules::Baseline => "baseline",
+            Rules::Experiment => "experiment",
+        }
+    }
+
+    fn lines_per_second(&self) -> f64 {
+        let seconds = self.took.as_secs_f64();
+        if seconds > 0.0 { self.tally.lines as f64 / seconds } else { 0.0 }
+    }
+
+    /// For a program: one object, without a newline.
+    pub fn json(&self) -> Value {
+        let tally = &self.tally;
+        json!({
+            "rules": self.rules(),
+            "reasons": self.options.reasons,
+            "input": self.input,
+            "output": self.output,
+            "window": self.window,
+            "deadline_ms": self.deadline_ms,
+            "engine_pid": std::process::id(),
+            "lines": tally.lines,
+            "input_bytes": tally.input_bytes,
+            "too_long": tally.too_long,
+            "accepted": tally.accepted,
+            "declined": tally.declined,
+            "reply_bytes": tally.reply_bytes,
+            "identical": self.identical(),
+            "different": tally.different,
+            "first_different_line": tally.first_different,
+            "elapsed_ns": u64::try_from(self.took.as_nanos()).unwrap_or(u64::MAX),
+            "lines_per_second": self.lines_per_second().round(),
+            "profiles": self.sides.iter().map(SideSummary::json).collect::<Vec<_>>(),
+        })
+    }
+
+    /// For a person.
+    pub fn text(&self) -> String {
+        let mut text = format!("Handbell: load limits, {} rules\n\n", self.rules());
+        let mut row = |name: &str, value: &dyn Display| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{name:<12}{value}");
+        };
+        let tally = &self.tally;
+        if let Some(side) = self.sides.first() {
+            let plan = format!("{}: {}", side.started.groups.join(", "), side.started.nodes.join(" → "));
+            row("plan", &plan);
+        }
+        row("engine", &format!("pid {}", std::process::id()));
+        for side in &self.sides {
+            row("profile", &side.place());
+        }
+        let too_long = match tally.too_long {
+            0 => String::new(),
+            count => format!(", {} too long for an engine", grouped(count)),
+        };
+        let input = format!("{}, {} bytes{too_long}", self.input, grouped(tally.input_bytes));
+        row("input", &input);
+        row("lines", &grouped(tally.lines));
+        row("accepted", &grouped(tally.accepted));
+        row("declined", &grouped(tally.declined));
+        let output = match self.output.as_deref() {
+            None => "only counted",
+            Some("-") => "standard output",
+            Some(name) => name,
+        };
+        row("decisions", &format!("{} bytes, {output}", grouped(tally.reply_bytes)));
+        let throughput = self.lines_per_second() as u64;
+        let side_by_side = if self.sides.len() > 1 { ", both profiles side by side" } else { "" };
+        let took = format!("{} lines/s ({:.3?} in all{side_by_side})", grouped(throughput), self.took);
+        row("throughput", &took);
+        self.write_latency(&mut text);
+        self.write_ledger(&mut text);
+        let _ = match self.identical() {
+            None => writeln!(text, "identical   not compared: one profile ran"),
+            Some(true) => {
+                writeln!(
+                    text,
+                    "identical   yes: both profiles gave the same {} replies",
+                    grouped(tally.lines)
+                )
+            }
+            Some(false) => writeln!(text, "identical   NO: {} lines differ", grouped(tally.different)),
+        };
+        text
+    }
+
+    fn write_latency(&self, text: &mut String) {
+        let heads = ["p50", "p99", "p99.9", "max"].map(|head| format!("{head:>11}")).concat();
+        let _ = writeln!(text, "\n{:<34}{heads}", "hand-off to reply taken, µs");
+        for side in &self.sides {
+            let window = format!("window {}", self.window);
+            for (name, figures) in [(window.as_str(), side.stream), ("one at a time", side.alone)] {
+                let name = format!("{}, {name}", side.profile);
+                let figures = figures.map_or(format!("{:>11}", "none"), |found| {
+                    let figures = [found.p50, found.p99, found.p99_9, found.max];
+                    figures.map(|ns| format!("{:>11.2}", ns as f64 / 1000.0)).concat()
+                });
+                let _ = writeln!(text, "  {name:<32}{figures}");
+            }
+        }
+        if self.window > 1 {
+            let _ =
+                writeln!(text, "  (with a window, time in the queue behind the lines before is included)");
+        }
+    }
+
+    fn write_ledger(&self, text: &mut String) {
+        let heads: String = self.sides.iter().map(|side| format!("{:>20}", side.profile)).collect();
+        let _ = writeln!(text, "\n{:<25}{heads}", "ledger");
+        let mut row = |name: &str, value: &dyn Fn(&SideSummary) -> String| {
+            let values: String = self.sides.iter().map(|side| format!("{:>20}", value(side))).collect();
+            let _ = writeln!(text, "  {name:<23}{values}");
+        };
+        if let Some(side) = self.sides.first() {
+            for (index, (name, _)) in side.ledger.counters.rows().enumerate() {
+                row(name, &|side| {
+                    side.ledger.counters.rows().nth(index).map_or(String::new(), |(_, count)| grouped(count))
+                });
+            }
+        }
+        row("in_flight", &|side| grouped(side.ledger.in_flight));
+        row("balance", &|side| if side.ledger.balances() { "exact" } else { "OFF" }.to_owned());
+        text.push('\n');
+    }
+}
+
+impl SideSummary {
+    fn place(&self) -> String {
+        if self.started.worker_pids.is_empty() {
+            return format!("{}, in the engine's process", self.profile);
+        }
+        let pids: Vec<String> = self.started.worker_pids.iter().map(i32::to_string).collect();
+        let mapped = grouped(self.started.mapped_bytes as u64);
+        let ended: String = self.stops.iter().map(|stop| format!(", stopped: {}", mode(stop.mode))).collect();
+        format!("{}, worker pid {}, {mapped} bytes shared{ended}", self.profile, pids.join(", "))
+    }
+
+    fn json(&self) -> Value {
+        let counters: Map<String, Value> =
+            self.ledger.counters.rows().map(|(name, count)| (name.to_owned(), count.into())).collect();
+        let stop = |stop: &WorkerStop| json!({"pid": stop.pid, "group": stop.group, "mode": mode(stop.mode)});
+        json!({
+            "profile": self.profile,
+            "groups": self.started.groups,
+            "nodes": self.started.nodes,
+            "worker_pids": self.started.worker_pids,
+            "mapped_bytes": self.started.mapped_bytes,
+            "handoff": self.stream.map(Percentiles::json),
+            "handoff_one_at_a_time": self.alone.map(Percentiles::json),
+            "counters": counters,
+            "in_flight": self.ledger.in_flight,
+            "balances": self.ledger.balances(),
+            "stops": self.stops.iter().map(stop).collect::<Vec<_>>(),
+        })
+    }
+}
+
+fn mode(mode: StopMode) -> &'static str {
+    match mode {
+        StopMode::Graceful => "graceful",
+        StopMode::Forced => "forced",
+    }
+}
+
+/// With a comma before each three digits.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped() {
+        let shown = [0, 999, 1000, 12_345, 1_000_000].map(grouped);
+        assert_eq!(shown, ["0", "999", "1,000", "12,345", "1,000,000"]);
+    }
+
+    fn summary(tally: Tally) -> Summary {
+        Summary {
+            options: Options { rules: Rules::Baseline, reasons: false },
+            input: "bundled sample".into(),
+            output: None,
+            window: 1,
+            deadline_ms: 5000,
+            tally,
+            took: Duration::ZERO,
+            sides: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_difference_has_an_exit_of_its_own() {
+        let tally = Tally { different: 2, first_different: Some(7), ..Tally::default() };
+        let problem = summary(tally).verdict().unwrap_err();
+        assert_eq!(problem.exit, Exit::Difference);
+        assert!(problem.message.contains("line 7"), "{}", problem.message);
+        assert!(summary(Tally::default()).verdict().is_ok());
+    }
+}
