@@ -37,6 +37,9 @@ struct Job {
     payload: Vec<u8>,
 }
 
+/// A payload that does not fit its root's cell.
+type HeapPlace = Mutex<Option<Box<[u8]>>>;
+
 /// One group in this process.
 pub(super) struct MemoryGroup {
     group: GroupId,
@@ -45,7 +48,7 @@ pub(super) struct MemoryGroup {
     capacity: usize,
     max_payload: usize,
     /// Payloads of ended roots that do not fit a cell, by root.
-    heap: Box<[Mutex<Option<Box<[u8]>>>]>,
+    heap: Box<[HeapPlace]>,
     runner: Mutex<bool>,
     kicked: Condvar,
     ending: AtomicBool,
