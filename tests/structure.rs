@@ -292,10 +292,8 @@ fn is_in_super_group(tokens: &[Token<'_>], at: usize) -> bool {
 fn first_names<'a>(tokens: &[Token<'a>], at: usize, up: usize, names: &mut Vec<Token<'a>>) {
     let Some(token) = tokens.get(at) else { return };
     match token.text {
-        "super" if up > 0 => {
-            if tokens.get(at + 1).is_some_and(|next| next.text == "::") {
-                first_names(tokens, at + 2, up - 1, names);
-            }
+        "super" if up > 0 && tokens.get(at + 1).is_some_and(|next| next.text == "::") => {
+            first_names(tokens, at + 2, up - 1, names);
         }
         "{" => {
             let mut depth = 0;
