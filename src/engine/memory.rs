@@ -172,11 +172,7 @@ impl MemoryGroup {
                 deadline_ns: job.deadline_ns,
                 payload: &job.payload,
             };
-            executor.execute(
-                &incoming,
-                &GivenUp { correlation, root: job.root, replied: &replied },
-                &mut port,
-            );
+            executor.execute(&incoming, &GivenUp { correlation, job, replied: &replied }, &mut port);
         }
         port.finish();
     }
@@ -238,16 +234,19 @@ impl MemoryGroup {
     }
 }
 
-/// A request is given up when its root has ended otherwise than by a reply of its own, as in a worker.
+/// A request is given up when its root has ended otherwise than by a reply of its own, as in a worker, or its
+/// deadline has passed: the thread that would end it may be the one that runs the node.
 struct GivenUp<'a> {
     correlation: &'a Correlation,
-    root: RootKey,
+    job: &'a Job,
     replied: &'a Cell<bool>,
 }
 
 impl Cancellation for GivenUp<'_> {
     fn is_cancelled(&self) -> bool {
-        !self.replied.get() && !self.correlation.is_open(self.root)
+        !self.replied.get()
+            && (!self.correlation.is_open(self.job.root)
+                || self.job.deadline_ns != 0 && has_passed(self.job.deadline_ns, clock::monotonic_ns()))
     }
 }
 
