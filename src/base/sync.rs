@@ -1,8 +1,8 @@
 //! The one door to atomics, so that a model checker can stand behind it.
 //!
-//! Under `--cfg loom` the same code runs against loom's atomics; `src/` names neither
-//! `std::sync::atomic` nor loom anywhere else, except for words that the kernel waits on (`os/futex.rs`)
-//! and words in mapped memory (`shm/view.rs`), which cannot be modelled as private atomics.
+//! Under `--cfg loom` the same code runs against loom's atomics. Elsewhere `src/` names `std::sync::atomic` only
+//! for words that the kernel waits on (`os/futex.rs`), for words in mapped memory (`shm/view.rs`), which cannot
+//! be modelled as private atomics, and for flags that no model checks; `tests/structure.rs` lists the files.
 
 #[cfg(loom)]
 pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};

@@ -196,6 +196,7 @@ impl EngineBuilder {
             env: &self.env,
             start_timeout: self.settings.start_timeout,
             bell: bell.as_fd().as_fd(),
+            sink: self.sink.clone(),
         })?;
         let worker = Arc::new(started.worker);
         let abandon = |error| {
@@ -204,10 +205,6 @@ impl EngineBuilder {
             worker.reap();
             error
         };
-        let group_name: Arc<str> = placement.group_name(group).into();
-        let pipes = started.pipes.into_iter();
-        let pipes = pipes.map(|(stream, fd)| (Arc::clone(&group_name), worker.pid(), stream, fd)).collect();
-        let capture = Capture::start(pipes, self.sink.clone()).map_err(refused).map_err(abandon)?;
         let link = Link::new(started.lane, Source { lane: 0, incarnation: 1 }, group);
         let mut shared = self.shared(geometry, placement.clone(), Some(link), None).map_err(abandon)?;
         shared.bell = bell;
@@ -218,7 +215,7 @@ impl EngineBuilder {
             })
             .map_err(refused)
             .map_err(abandon)?;
-        Ok(self.engine(geometry, shared, Some(worker), Some(capture), thread))
+        Ok(self.engine(geometry, shared, Some(worker), Some(started.capture), thread))
     }
 
     fn shared(

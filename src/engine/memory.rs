@@ -4,6 +4,7 @@
 //! payloads too large for a root's cell. Requests run in the order in which they were taken. Who waits for a
 //! request runs what stands before it; what nobody waits for is run by a thread of the engine's.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -37,6 +38,9 @@ struct Job {
     payload: Vec<u8>,
 }
 
+/// A payload that does not fit its root's cell.
+type HeapPlace = Mutex<Option<Box<[u8]>>>;
+
 /// One group in this process.
 pub(super) struct MemoryGroup {
     group: GroupId,
@@ -45,7 +49,7 @@ pub(super) struct MemoryGroup {
     capacity: usize,
     max_payload: usize,
     /// Payloads of ended roots that do not fit a cell, by root.
-    heap: Box<[Mutex<Option<Box<[u8]>>>]>,
+    heap: Box<[HeapPlace]>,
     runner: Mutex<bool>,
     kicked: Condvar,
     ending: AtomicBool,
@@ -160,8 +164,9 @@ impl MemoryGroup {
         if job.deadline_ns != 0 {
             shared.expire_if_due(job.root, clock::monotonic_ns());
         }
-        let mut port = MemoryPort { group: self, shared, job };
-        if correlation.phase(job.root) == Phase::Open {
+        let replied = Cell::new(false);
+        let mut port = MemoryPort { group: self, shared, job, replied: &replied };
+        if correlation.is_open(job.root) {
             correlation.placed(job.ticket, 0);
             let incoming = executor::Incoming {
                 target: job.target,
@@ -169,7 +174,7 @@ impl MemoryGroup {
                 deadline_ns: job.deadline_ns,
                 payload: &job.payload,
             };
-            executor.execute(&incoming, &RootEnded { correlation, root: job.root }, &mut port);
+            executor.execute(&incoming, &GivenUp { correlation, job, replied: &replied }, &mut port);
         }
         port.finish();
     }
@@ -231,15 +236,19 @@ impl MemoryGroup {
     }
 }
 
-/// A request is given up when its root has ended.
-struct RootEnded<'a> {
+/// A request is given up when its root has ended otherwise than by a reply of its own, as in a worker, or its
+/// deadline has passed: the thread that would end it may be the one that runs the node.
+struct GivenUp<'a> {
     correlation: &'a Correlation,
-    root: RootKey,
+    job: &'a Job,
+    replied: &'a Cell<bool>,
 }
 
-impl Cancellation for RootEnded<'_> {
+impl Cancellation for GivenUp<'_> {
     fn is_cancelled(&self) -> bool {
-        self.correlation.phase(self.root) != Phase::Open
+        !self.replied.get()
+            && (!self.correlation.is_open(self.job.root)
+                || self.job.deadline_ns != 0 && has_passed(self.job.deadline_ns, clock::monotonic_ns()))
     }
 }
 
@@ -248,6 +257,8 @@ struct MemoryPort<'a> {
     group: &'a MemoryGroup,
     shared: &'a Shared,
     job: &'a Job,
+    /// A frame of this request has ended it.
+    replied: &'a Cell<bool>,
 }
 
 impl MemoryPort<'_> {
@@ -277,7 +288,10 @@ impl MemoryPort<'_> {
         };
         let verdict = self.shared.correlation.frame(SOURCE, &envelope, last, outcome, now_ns, fill);
         match verdict.expect("the memory profile's own frames keep the rules") {
-            Verdict::Ended(index, aftermath) => self.shared.after(index, aftermath),
+            Verdict::Ended(index, aftermath) => {
+                self.replied.set(true);
+                self.shared.after(index, aftermath);
+            }
             Verdict::Dropped => {}
         }
     }
@@ -358,4 +372,77 @@ impl Port for MemoryPort<'_> {
     }
 
     fn progress(&mut self) {}
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::base::failure::NodeError;
+    use crate::engine::{Drain, Engine, EngineBuilder};
+    use crate::node::registry::Registry;
+    use crate::node::{Node, Output, Request};
+    use crate::plan::placement::Plan;
+    use crate::plan::settings::Profile;
+
+    fn engine<F>(run: F) -> Engine
+    where
+        F: Fn(&Request<'_>, &mut Output<'_>) -> Result<(), NodeError> + Clone + Send + Sync + 'static,
+    {
+        let mut registry = Registry::default();
+        let build = move || Ok(Box::new(run.clone()) as Box<dyn Node>);
+        registry.add(["node".to_owned()], Arc::new(build));
+        let plan = Plan::new().group("g", ["node"]);
+        EngineBuilder::new(registry, plan).profile(Profile::Memory).start().unwrap()
+    }
+
+    #[test]
+    fn reply_04_a_cancelled_request_is_skipped_though_its_place_is_used_again() {
+        let (entered, is_inside) = channel();
+        let (open, gate) = channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        let ran = Arc::new(Mutex::new(Vec::new()));
+        let engine = engine({
+            let ran = Arc::clone(&ran);
+            move |request, output| {
+                lock(&ran).push(request.payload().to_vec());
+                if request.payload() == b"gate" {
+                    entered.send(()).unwrap();
+                    lock(&gate).recv().unwrap();
+                }
+                Ok(output.reply(request.payload())?)
+            }
+        });
+        let node = engine.node("node").unwrap();
+        let dispatch = |payload: &[u8]| engine.request(node).dispatch(payload).unwrap();
+        let first = dispatch(b"gate");
+        is_inside.recv().unwrap();
+        drop(dispatch(b"given up"));
+        let last = dispatch(b"wanted");
+        open.send(()).unwrap();
+        assert_eq!(*last.wait().unwrap().bytes(), *b"wanted");
+        first.wait().unwrap();
+        assert_eq!(*lock(&ran), [b"gate".to_vec(), b"wanted".to_vec()]);
+        engine.stop(Drain::within(std::time::Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn parity_01_a_node_that_has_replied_is_not_cancelled() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let engine = engine({
+            let seen = Arc::clone(&seen);
+            move |request, output| {
+                let before = request.is_cancelled();
+                output.reply(b"")?;
+                lock(&seen).push((before, request.is_cancelled()));
+                Ok(())
+            }
+        });
+        let node = engine.node("node").unwrap();
+        engine.request(node).call(b"").unwrap();
+        engine.stop(Drain::within(std::time::Duration::from_secs(5)));
+        assert_eq!(*lock(&seen), [(false, false)]);
+    }
 }

@@ -5,13 +5,13 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 
-use super::output::Stream;
+use super::output::{Capture, OutputSink, Stream};
 use super::spawner::on_spawner;
 use super::worker::Worker;
 use crate::base::failure::Cause;
@@ -156,13 +156,15 @@ pub(crate) struct WorkerSpec<'a> {
     pub start_timeout: Duration,
     /// Rung by the worker for an armed reply.
     pub bell: BorrowedFd<'a>,
+    /// Takes what it prints.
+    pub sink: Option<OutputSink>,
 }
 
-/// A worker that is ready, its lane, and its output pipes.
+/// A worker that is ready, its lane, and who drains its output.
 pub(crate) struct Started {
     pub worker: Worker,
     pub lane: EngineEnd,
-    pub pipes: [(Stream, OwnedFd); 2],
+    pub capture: Capture,
 }
 
 /// Starts one worker and waits until it is ready.
@@ -186,6 +188,11 @@ pub(crate) fn start(spec: &WorkerSpec<'_>) -> Result<Started, StartError> {
     })
     .map_err(system(StartStep::Spawn))?;
     let Spawned { pid, pidfd, stdout, stderr } = spawned;
+    let pipes = [(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
+    let pipes = pipes.map(|(stream, fd)| (Arc::clone(&group), pid, stream, fd));
+    // From the first line on: what a worker prints while it builds its nodes must not hold it up, and if it
+    // refuses to begin, it prints why. Declared before `unborn`, so that it is drained after the end of that.
+    let capture;
     let mut unborn = Unborn {
         worker: Some(Worker::new(pid, pidfd, ours)),
         group: &group,
@@ -193,6 +200,7 @@ pub(crate) fn start(spec: &WorkerSpec<'_>) -> Result<Started, StartError> {
         until_ns: clock::monotonic_ns().saturating_add(ns(spec.start_timeout)),
         timeout: spec.start_timeout,
     };
+    capture = Capture::start(pipes.into(), spec.sink.clone()).map_err(system(StartStep::Spawn))?;
     let fds = [request.fd(), reply.fd(), spec.bell];
     socket::send(unborn.socket(), &bundle, &fds).map_err(system(StartStep::Bundle))?;
     unborn.expect(&Message::Mapped, StartStep::Mapped)?;
@@ -201,7 +209,7 @@ pub(crate) fn start(spec: &WorkerSpec<'_>) -> Result<Started, StartError> {
     unborn.expect(&Message::Ready, StartStep::Ready)?;
     let worker = unborn.worker.take().expect("taken once");
     let lane = EngineEnd::new(request.into_view(), reply.into_view(), spec.geometry);
-    Ok(Started { worker, lane, pipes: [(Stream::Stdout, stdout), (Stream::Stderr, stderr)] })
+    Ok(Started { worker, lane, capture })
 }
 
 fn ns(duration: Duration) -> u64 {
@@ -259,6 +267,8 @@ impl Unborn<'_> {
             Ok(Received::Message { bytes, .. }) => match Message::decode(&buffer[..bytes]) {
                 Ok(message) if message == *expected => Ok(()),
                 Ok(Message::Refused(refusal)) => {
+                    // It prints why and ends by itself.
+                    let _ = readable_within(self.worker().pidfd(), Some(EXIT_GRACE_MS));
                     Err(StartError::Refused { group, reason: self.reason(refusal) })
                 }
                 _ => Err(StartError::Refused { group, reason: "it said something unexpected".into() }),

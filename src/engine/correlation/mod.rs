@@ -461,6 +461,12 @@ impl Correlation {
         self.roots[key.index as usize].phase()
     }
 
+    /// Whether this very request has not ended; unlike [`Correlation::phase`] also asked by others than its owner,
+    /// after whom the place may be somebody else's.
+    pub fn is_open(&self, key: RootKey) -> bool {
+        self.roots[key.index as usize].open_generation() == Some(key.generation)
+    }
+
     /// The owner leaves before it has taken the outcome; true if it has to take and free it itself.
     pub fn detach(&self, key: RootKey) -> bool {
         self.roots[key.index as usize].detach()
