@@ -186,8 +186,12 @@ impl MemoryGroup {
             if self.help(shared) {
                 continue;
             }
+            // Whoever holds the states may have found the queue empty just before this request came into it.
+            if !lock(&self.queue).is_empty() {
+                self.kick();
+            }
             let deadline_ns = correlation.deadline_ns(key.index);
-            let now_ns = clock::monotonic_ns();
+            let now_ns = shared.read_clock();
             shared.expire_if_due(key, now_ns);
             let word = correlation.wake_word(key.index);
             let expected = word.load();
