@@ -23,7 +23,7 @@ use crate::os::futex::Word;
 use crate::os::poll::EventFd;
 use crate::plan::placement::Placement;
 use crate::shm::arena::Block;
-use crate::shm::spin::{Next, Spinner};
+use crate::shm::spin::Next;
 use crate::wire::envelope::{ENGINE, Envelope, kind, status};
 use crate::wire::error;
 
@@ -300,7 +300,7 @@ impl Shared {
         mut try_again: impl FnMut() -> bool,
     ) -> Result<(), NotTaken<'static>> {
         let word = Arc::new(Word::new(0));
-        let mut spinner = Spinner::new(self.waiting);
+        let mut spinner = link.end.spinner(self.waiting);
         link.begin_looking();
         let result = loop {
             if try_again() {
@@ -335,7 +335,7 @@ impl Shared {
                         && !self.stopping.load(Ordering::SeqCst)
                         && self.room_made.load(Ordering::SeqCst) == seen
                 });
-                spinner = Spinner::new(self.waiting);
+                spinner.renew();
                 link.begin_looking();
             }
         };
@@ -526,7 +526,7 @@ impl Shared {
     }
 
     fn wait_on_lane(&self, link: &Link, key: RootKey) {
-        let mut spinner = Spinner::new(self.waiting);
+        let mut spinner = link.end.spinner(self.waiting);
         let mut has_read = false;
         link.begin_looking();
         loop {
@@ -546,12 +546,13 @@ impl Shared {
                 Next::Sleep => {
                     self.expire_if_due(key, self.read_clock());
                     self.sleep_on_lane(link, key);
-                    spinner = Spinner::new(self.waiting);
+                    spinner.renew();
                     has_read = false;
                     link.begin_looking();
                 }
             }
         }
+        link.end.end_wait(&spinner);
         if has_read {
             link.stop_looking_after_read(&self.correlation);
         } else {

@@ -12,11 +12,12 @@ use std::sync::Arc;
 use crate::base::failure::Rule;
 use crate::base::limits::{CACHE_LINE_BYTES, READ_BATCH};
 use crate::base::sync::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::base::waiting::Waiting;
 use crate::lane::REQUEST_SIGNAL;
 use crate::shm::arena::{Arena, Block};
 use crate::shm::block::InPlace;
 use crate::shm::ring::{Look, Ring};
-use crate::shm::spin::Processors;
+use crate::shm::spin::{Processors, Spinner};
 use crate::shm::view::{Memory, View};
 use crate::wire::control::{reply, request};
 use crate::wire::envelope::{Envelope, flags, kind, status};
@@ -124,6 +125,8 @@ pub struct EngineEnd {
     next: AtomicU64,
     /// Next place of the release ring.
     released: Line<AtomicU64>,
+    /// 1 while both sides wait on one processor.
+    shares: AtomicU32,
 }
 
 const NOBODY: u32 = 0;
@@ -150,6 +153,7 @@ impl EngineEnd {
             role: Line(AtomicU32::new(NOBODY)),
             next: AtomicU64::new(0),
             released: Line(AtomicU64::new(0)),
+            shares: AtomicU32::new(0),
             request,
             reply,
             geometry,
@@ -191,6 +195,22 @@ impl EngineEnd {
     /// Where both sides publish their processors.
     pub fn processors(&self) -> Processors<'_> {
         Processors { mine: (&self.request, request::CPU), theirs: (&self.reply, reply::CPU) }
+    }
+
+    /// The budget of one wait for this lane's worker.
+    #[inline(always)]
+    pub fn spinner(&self, policy: Waiting) -> Spinner {
+        // Relaxed: a habit of the scheduler, not a fact.
+        Spinner::new(policy, self.shares.load(Ordering::Relaxed) != 0)
+    }
+
+    /// Remembers what a wait has learned.
+    #[inline(always)]
+    pub fn end_wait(&self, spinner: &Spinner) {
+        let shares = u32::from(spinner.shares());
+        if self.shares.load(Ordering::Relaxed) != shares {
+            self.shares.store(shares, Ordering::Relaxed);
+        }
     }
 
     // ---- sending ----

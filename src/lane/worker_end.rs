@@ -68,6 +68,8 @@ pub struct WorkerEnd {
     /// Raised by the watcher of the control connection to end the serving.
     stop: Arc<Word>,
     policy: Waiting,
+    /// Whether both sides wait on one processor.
+    shares: bool,
 }
 
 impl WorkerEnd {
@@ -100,6 +102,7 @@ impl WorkerEnd {
             bell,
             stop,
             policy,
+            shares: false,
         }
     }
 
@@ -128,11 +131,14 @@ impl WorkerEnd {
     /// Waits for the next request; `None` when serving shall end. An impossible commit word ends it too:
     /// the engine is gone or broken, and the watcher of the control connection will say which.
     pub fn receive(&mut self) -> Option<Incoming> {
-        let mut spinner = Spinner::new(self.policy);
+        let mut spinner = Spinner::new(self.policy, self.shares);
         let mut has_waited = true;
         loop {
             match self.request_ring.look(&self.request, self.next) {
-                Look::Ready => return Some(self.take(has_waited)),
+                Look::Ready => {
+                    self.shares = spinner.shares();
+                    return Some(self.take(has_waited));
+                }
                 Look::Corrupt => return None,
                 Look::Empty => has_waited = false,
             }
@@ -151,7 +157,7 @@ impl WorkerEnd {
                     if self.is_stopping() && self.request_ring.look(&self.request, self.next) == Look::Empty {
                         return None;
                     }
-                    spinner = Spinner::new(self.policy);
+                    spinner.renew();
                 }
             }
         }

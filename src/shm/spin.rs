@@ -9,8 +9,8 @@ use crate::base::sync::pause;
 use crate::base::waiting::Waiting;
 use crate::os::{clock, cpu};
 
-/// Looks before the first question where the peer runs.
-const QUICK_LOOKS: u32 = 48;
+/// Looks before the first question where the peer runs; an answer from another processor comes within these.
+const QUICK_LOOKS: u32 = 24;
 /// Looks between two readings of the clock while pausing.
 const LOOKS_PER_CLOCK: u32 = 64;
 /// Looks between two readings of the clock while yielding, each look being a system call.
@@ -56,6 +56,8 @@ pub enum Next {
 /// The budget of one wait.
 pub struct Spinner {
     policy: Waiting,
+    /// Both sides were last seen on one processor.
+    shares: bool,
     looks: u32,
     began_ns: u64,
     yielded_ns: u64,
@@ -63,10 +65,23 @@ pub struct Spinner {
 }
 
 impl Spinner {
-    /// A fresh budget.
+    /// A fresh budget. `shares`: what [`Spinner::shares`] said after the last wait; if so, the processor is given
+    /// away at once.
     #[inline(always)]
-    pub fn new(policy: Waiting) -> Self {
-        Self { policy, looks: 0, began_ns: 0, yielded_ns: 0, yielding: false }
+    pub fn new(policy: Waiting, shares: bool) -> Self {
+        let looks = if shares { QUICK_LOOKS } else { 0 };
+        Self { policy, shares, looks, began_ns: 0, yielded_ns: 0, yielding: shares }
+    }
+
+    /// Whether both sides were last seen on one processor.
+    #[inline(always)]
+    pub fn shares(&self) -> bool {
+        self.shares
+    }
+
+    /// The same wait, from the beginning.
+    pub fn renew(&mut self) {
+        *self = Self::new(self.policy, self.shares);
     }
 
     /// Waits a little, or says that it is time to sleep.
@@ -86,12 +101,18 @@ impl Spinner {
     #[cold]
     fn slow_step(&mut self, processors: Processors<'_>) -> Next {
         let period = if self.yielding { YIELDS_PER_CLOCK } else { LOOKS_PER_CLOCK };
-        if !(self.looks - QUICK_LOOKS).is_multiple_of(period) {
-            if self.yielding {
-                cpu::yield_now()
-            } else {
-                pause()
+        if self.yielding {
+            // One of the two may have been moved; asking costs nothing beside a yield.
+            let shared = std::mem::replace(&mut self.shares, processors.shared());
+            if shared && !self.shares {
+                self.yielding = false;
+                return Next::Look;
             }
+            cpu::yield_now();
+        } else {
+            pause();
+        }
+        if !(self.looks - QUICK_LOOKS).is_multiple_of(period) {
             return Next::Look;
         }
         let now_ns = clock::monotonic_ns();
@@ -100,12 +121,12 @@ impl Spinner {
             self.yielded_ns = now_ns;
         }
         let waited_ns = now_ns.saturating_sub(self.began_ns);
-        let same_processor = processors.shared();
+        self.shares = processors.shared();
         match self.policy {
             Waiting::Adaptive if waited_ns >= ADAPTIVE_NS => return Next::Sleep,
-            Waiting::Adaptive => self.yielding = same_processor || waited_ns >= PAUSING_NS,
+            Waiting::Adaptive => self.yielding = self.shares || waited_ns >= PAUSING_NS,
             _ => {
-                self.yielding = same_processor;
+                self.yielding = self.shares;
                 if now_ns.saturating_sub(self.yielded_ns) >= SPIN_YIELD_NS {
                     self.yielded_ns = now_ns;
                     cpu::yield_now();
