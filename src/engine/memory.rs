@@ -321,7 +321,7 @@ impl MemoryPort<'_> {
 }
 
 /// Puts bytes into a root's cell. Relaxed: published by the end of the root.
-fn fill_cell(cell: &[sync::AtomicU64], payload: &[u8]) {
+pub(super) fn fill_cell(cell: &[sync::AtomicU64], payload: &[u8]) {
     for (word, bytes) in cell.iter().zip(payload.chunks(8)) {
         let mut value = [0; 8];
         value[..bytes.len()].copy_from_slice(bytes);

@@ -12,12 +12,12 @@ use super::correlation::{
 };
 use super::handle::WorkerStop;
 use super::link::{Link, Sleeper, wake};
-use super::memory::MemoryGroup;
+use super::memory::{MemoryGroup, fill_cell};
 use crate::base::clock::{Deadline, has_passed};
 use crate::base::failure::{Cause, ExecutionClass, Failure, KilledFor, Rule};
 use crate::base::ids::{GroupId, Identity, NodeId};
 use crate::base::waiting::Waiting;
-use crate::lane::{Frame, FramePayload, Outgoing, Read};
+use crate::lane::{Frame, FramePayload, LastMark, Outgoing, Read};
 use crate::os::clock;
 use crate::os::futex::Word;
 use crate::os::poll::EventFd;
@@ -422,27 +422,22 @@ impl Shared {
     }
 
     /// Judges one frame; returns the root whose owner must be woken.
+    #[inline]
     pub fn judge(&self, link: &Link, frame: Frame, now_ns: u64) -> Result<Option<u32>, Rule> {
         let Frame { envelope, payload, last } = frame;
-        let len = payload.len() as u32;
-        let outcome = match (envelope.status, &payload) {
-            (status::ERROR, FramePayload::Inline { at, len }) => {
-                self.check_error(link, *at, *len)?;
-                Outcome::Error { len: *len as u32 }
-            }
-            (status::ERROR, FramePayload::Block(_)) => return Err(Rule::ErrorPayload),
-            (_, FramePayload::Inline { .. }) => Outcome::Inline { len },
-            (_, FramePayload::Block(block)) => {
+        if envelope.status == status::ERROR {
+            return self.judge_error(link, &envelope, payload, last, now_ns);
+        }
+        let outcome = match &payload {
+            FramePayload::Inline { len, .. } => Outcome::Inline { len: *len as u32 },
+            FramePayload::Block(block) => {
                 let (payload_at, len) = block.to_words();
                 Outcome::Block { payload_at, len }
             }
         };
         let verdict = self.correlation.frame(link.source, &envelope, last, outcome, now_ns, |cell| {
             if let FramePayload::Inline { at, len } = payload {
-                // Relaxed: published by the end of the root.
-                link.end.inline_words(at, len, |i, word| {
-                    cell[i].store(word, std::sync::atomic::Ordering::Relaxed)
-                });
+                link.end.copy_inline(at, len, cell);
             }
         })?;
         match verdict {
@@ -456,20 +451,34 @@ impl Shared {
         }
     }
 
-    fn check_error(&self, link: &Link, at: usize, len: usize) -> Result<(), Rule> {
-        let mut payload = [0; error::MAX_BYTES];
-        let payload = payload.get_mut(..len).ok_or(Rule::ErrorPayload)?;
-        let mut put = |i: usize, word: u64| {
-            let rest = &mut payload[8 * i..];
-            let bytes = rest.len().min(8);
-            rest[..bytes].copy_from_slice(&word.to_le_bytes()[..bytes]);
-        };
-        link.end.inline_words(at, len, &mut put);
-        let (class, ..) = error::decode(payload).ok_or(Rule::ErrorPayload)?;
-        if class == ExecutionClass::Misrouted {
-            self.correlation.misrouted(link.source.lane);
+    /// The same for an error frame. Its payload is copied once; the copy is checked, and the copy is kept.
+    #[cold]
+    fn judge_error(
+        &self,
+        link: &Link,
+        envelope: &Envelope,
+        payload: FramePayload,
+        last: LastMark,
+        now_ns: u64,
+    ) -> Result<Option<u32>, Rule> {
+        let FramePayload::Inline { at, len } = payload else { return Err(Rule::ErrorPayload) };
+        let mut copy = [0; error::MAX_BYTES];
+        let copy = copy.get_mut(..len).ok_or(Rule::ErrorPayload)?;
+        link.end.read_inline(at, copy);
+        let (class, ..) = error::decode(copy).ok_or(Rule::ErrorPayload)?;
+        let outcome = Outcome::Error { len: len as u32 };
+        let verdict = self.correlation.frame(link.source, envelope, last, outcome, now_ns, |cell| {
+            fill_cell(cell, copy);
+        })?;
+        match verdict {
+            Verdict::Ended(index, aftermath) => {
+                if class == ExecutionClass::Misrouted {
+                    self.correlation.misrouted(link.source.lane);
+                }
+                Ok(self.settle(index, aftermath))
+            }
+            Verdict::Dropped => Ok(None),
         }
-        Ok(())
     }
 
     /// What follows an end: the owner's index if it must be woken; a detached root is freed.

@@ -60,16 +60,6 @@ pub enum FramePayload {
     Block(HeldBlock),
 }
 
-impl FramePayload {
-    /// Bytes.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Inline { len, .. } => *len,
-            Self::Block(block) => block.len(),
-        }
-    }
-}
-
 /// One reply frame, copied out and checked as far as the lane can check it.
 pub struct Frame {
     /// The copy of its envelope.
@@ -445,16 +435,15 @@ impl EngineEnd {
         }
     }
 
-    /// Copies an inline payload word by word, while its frame is being handled; bytes beyond `len` are zero.
+    /// Copies an inline payload into cells, while its frame is being handled.
     #[inline(always)]
-    pub fn inline_words(&self, at: usize, len: usize, mut put: impl FnMut(usize, u64)) {
-        for i in 0..len / 8 {
-            put(i, self.reply.load(at + 8 * i));
-        }
-        if !len.is_multiple_of(8) {
-            let word = self.reply.load(at + (len & !7));
-            put(len / 8, word & (u64::MAX >> (64 - 8 * (len % 8))));
-        }
+    pub fn copy_inline(&self, at: usize, len: usize, cells: &[AtomicU64]) {
+        self.reply.copy_to_cells(at, len, cells);
+    }
+
+    /// Copies an inline payload out, while its frame is being handled.
+    pub fn read_inline(&self, at: usize, out: &mut [u8]) {
+        self.reply.copy_out(at, out);
     }
 
     // ---- the engine's thread ----

@@ -38,6 +38,9 @@ impl Memory for ModelMemory {
     fn load(&self, at: usize) -> u64 {
         self.words[at / 8].load(Ordering::Relaxed)
     }
+    fn load_words<const N: usize>(&self, at: usize) -> [u64; N] {
+        std::array::from_fn(|i| self.load(at + 8 * i))
+    }
     fn store_words<const N: usize>(&self, at: usize, words: &[u64; N]) {
         words.iter().enumerate().for_each(|(i, word)| self.store(at + 8 * i, *word));
     }

@@ -99,11 +99,8 @@ impl Ring {
     /// Copies the envelope of a position that [`Ring::look`] called ready. Read once: check the copy.
     #[inline(always)]
     pub fn envelope(&self, memory: &impl Memory, position: u64) -> Envelope {
-        let at = self.slot_at(position);
-        let mut words = [position + 1; ENVELOPE_WORDS];
-        for (i, word) in words.iter_mut().enumerate().skip(1) {
-            *word = memory.load(at + 8 * i);
-        }
+        let mut words = memory.load_words::<ENVELOPE_WORDS>(self.slot_at(position));
+        words[0] = position + 1;
         Envelope::from_words(words)
     }
 

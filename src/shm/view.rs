@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use zerocopy::IntoBytes;
 
+use crate::base::sync;
 use crate::os::futex::{self, Woke};
 use crate::os::map::Mapping;
 
@@ -25,6 +26,8 @@ pub trait Memory {
     fn load_acquire(&self, at: usize) -> u64;
     /// Reads a word without ordering anything.
     fn load(&self, at: usize) -> u64;
+    /// Reads neighbouring words without ordering anything.
+    fn load_words<const N: usize>(&self, at: usize) -> [u64; N];
     /// Writes words that are yet to be published, in as few stores as the processor has: a line that the peer
     /// looks at meanwhile is pulled away between two stores.
     fn store_words<const N: usize>(&self, at: usize, words: &[u64; N]);
@@ -92,6 +95,31 @@ impl View {
         // SAFETY: inside the mapping and 8-byte aligned (the base is page-aligned); shared words are only
         // ever accessed atomically, by this process and by the other; the mapping outlives `&self`.
         unsafe { AtomicU64::from_ptr(place) }
+    }
+
+    /// Neighbouring words, checked once.
+    #[inline(always)]
+    fn words(&self, at: usize, count: usize) -> &[AtomicU64] {
+        assert!(at.is_multiple_of(8), "word not aligned");
+        let place = self.place(at, 8 * count).cast::<AtomicU64>();
+        // SAFETY: as in `word`, for each of `count` neighbours; a slice of atomics is no more than their sum.
+        unsafe { std::slice::from_raw_parts(place, count) }
+    }
+
+    /// Copies `len` bytes into cells of this process, word by word; what is behind them in the last cell is zero.
+    #[inline(always)]
+    pub fn copy_to_cells(&self, at: usize, len: usize, cells: &[sync::AtomicU64]) {
+        let count = len.div_ceil(8);
+        assert!(count <= cells.len(), "payload longer than its cells");
+        // Rounding up to a word stays inside the segment: its size is a multiple of a page.
+        for (cell, word) in cells.iter().zip(self.words(at, count)) {
+            cell.store(word.load(Ordering::Relaxed), sync::Ordering::Relaxed);
+        }
+        if !len.is_multiple_of(8) {
+            let last = &cells[count - 1];
+            let kept = u64::MAX >> (64 - 8 * (len % 8));
+            last.store(last.load(sync::Ordering::Relaxed) & kept, sync::Ordering::Relaxed);
+        }
     }
 
     #[inline(always)]
@@ -212,6 +240,12 @@ impl Memory for View {
     #[inline(always)]
     fn store(&self, at: usize, value: u64) {
         self.writable_word(at).store(value, Ordering::Relaxed);
+    }
+
+    #[inline(always)]
+    fn load_words<const N: usize>(&self, at: usize) -> [u64; N] {
+        let words = self.words(at, N);
+        std::array::from_fn(|i| words[i].load(Ordering::Relaxed))
     }
 
     #[inline(always)]
