@@ -167,7 +167,7 @@ impl MemoryGroup {
                 deadline_ns: job.deadline_ns,
                 payload: &job.payload,
             };
-            executor.execute(&incoming, &RootEnded { correlation, root: job.root }, &mut port);
+            executor.execute(&incoming, &GivenUp { correlation, job }, &mut port);
         }
         port.finish();
     }
@@ -229,15 +229,17 @@ impl MemoryGroup {
     }
 }
 
-/// A request is given up when its root has ended.
-struct RootEnded<'a> {
+/// A request is given up when its root has ended or its deadline has passed: the thread that would end it may
+/// be the one that runs the node.
+struct GivenUp<'a> {
     correlation: &'a Correlation,
-    root: RootKey,
+    job: &'a Job,
 }
 
-impl Cancellation for RootEnded<'_> {
+impl Cancellation for GivenUp<'_> {
     fn is_cancelled(&self) -> bool {
-        self.correlation.phase(self.root) != Phase::Open
+        self.correlation.phase(self.job.root) != Phase::Open
+            || self.job.deadline_ns != 0 && has_passed(self.job.deadline_ns, clock::monotonic_ns())
     }
 }
 
