@@ -195,9 +195,11 @@ impl EngineEnd {
 
     // ---- sending ----
 
-    /// Whether a slot is free now.
+    /// Whether a slot is free now. Errs towards yes, and the claim decides: a head that is behind what others
+    /// have freed means that our reading of it is old.
     pub fn has_room(&self) -> bool {
-        self.head.0.load(Ordering::Relaxed) - self.freed.0.load(Ordering::Acquire) < self.capacity()
+        let head = self.head.0.load(Ordering::Relaxed);
+        head.saturating_sub(self.freed.0.load(Ordering::Acquire)) < self.capacity()
     }
 
     /// Claims the next request position. What follows until [`EngineEnd::send`] must not fail.
