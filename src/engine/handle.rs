@@ -41,6 +41,9 @@ pub struct EngineBuilder {
     settings: Settings,
     env: Vec<(OsString, OsString)>,
     sink: Option<supervisor::OutputSink>,
+    /// Groups of the plan that nobody serves.
+    #[cfg(feature = "testing")]
+    pub(crate) unserved: Vec<(String, Vec<String>)>,
 }
 
 macro_rules! setting {
@@ -55,7 +58,15 @@ macro_rules! setting {
 
 impl EngineBuilder {
     pub(crate) fn new(registry: Registry, plan: Plan) -> Self {
-        Self { registry, plan, settings: Settings::default(), env: Vec::new(), sink: None }
+        Self {
+            registry,
+            plan,
+            settings: Settings::default(),
+            env: Vec::new(),
+            sink: None,
+            #[cfg(feature = "testing")]
+            unserved: Vec::new(),
+        }
     }
 
     setting!(
@@ -140,6 +151,8 @@ impl EngineBuilder {
         if let Some(node) = placement.nodes.iter().find(|node| !self.registry.contains(&node.name)) {
             return Err(PlanError::NotRegistered { node: node.name.clone() }.into());
         }
+        #[cfg(feature = "testing")]
+        let placement = crate::testing::with_unserved(placement, &self.unserved);
         match self.settings.profile {
             Profile::Memory => self.start_memory(geometry, placement),
             Profile::ProcessSupervisor => self.start_processes(geometry, placement),
@@ -410,6 +423,18 @@ impl Engine {
     #[inline(always)]
     pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.life.shared
+    }
+
+    /// Frames sent to and read from the worker.
+    #[cfg(feature = "testing")]
+    pub(crate) fn ring_positions(&self) -> Option<(u64, u64)> {
+        self.shared().link.as_ref().map(|link| link.end.positions())
+    }
+
+    /// Whether the worker says that it has begun the request at this position of its ring.
+    #[cfg(feature = "testing")]
+    pub(crate) fn has_begun(&self, position: u64) -> bool {
+        self.shared().link.as_ref().is_some_and(|link| link.end.started(position))
     }
 
     /// The node of this name. Resolve it once and keep it.

@@ -430,6 +430,12 @@ impl EngineEnd {
         }
     }
 
+    /// Next position to claim in the request ring, and to read in the reply ring.
+    #[cfg(feature = "testing")]
+    pub fn positions(&self) -> (u64, u64) {
+        (self.head.0.load(Ordering::Acquire), self.next())
+    }
+
     // ---- the engine's thread ----
 
     /// Asks the worker to ring the event descriptor with its next reply; false if that is there already.

@@ -47,7 +47,12 @@ pub(crate) fn is_worker() -> bool {
 
 /// Serves until told to stop, then exits. Never returns.
 pub(crate) fn run(registry: &Registry) -> ! {
-    let code = match be_born(registry) {
+    run_with(registry, serve)
+}
+
+/// [`run`] with another way to serve.
+pub(crate) fn run_with(registry: &Registry, serve: impl FnOnce(WorkerEnd, Executor)) -> ! {
+    let code = match be_born(registry, serve) {
         Ok(()) => 0,
         Err((unborn, what)) => {
             eprintln!("worker cannot start: {what}");
@@ -59,7 +64,7 @@ pub(crate) fn run(registry: &Registry) -> ! {
 
 type Born<T> = Result<T, (Unborn, String)>;
 
-fn be_born(registry: &Registry) -> Born<()> {
+fn be_born(registry: &Registry, serve: impl FnOnce(WorkerEnd, Executor)) -> Born<()> {
     let system = |what: &'static str| move |error| (Unborn::System, format!("{what}: {error}"));
     let socket = Arc::new(life::become_worker().map_err(system("taking over standard input"))?);
     let parent = socket::peer_pid(socket.as_fd()).map_err(system("asking for the engine's pid"))?;

@@ -6,4 +6,6 @@
 mod birth;
 mod serve;
 
+#[cfg(feature = "testing")]
+pub(crate) use birth::run_with;
 pub(crate) use birth::{MARKER, is_worker, run};
