@@ -142,7 +142,7 @@ impl EngineBuilder {
 
     /// Checks everything, then starts the workers and waits until they are ready.
     pub fn start(self) -> Result<Engine, StartError> {
-        if crate::worker::is_worker() {
+        if crate::worker::is_inside_worker() {
             return Err(StartError::InsideWorker);
         }
         let geometry = self.settings.check()?;

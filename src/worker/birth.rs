@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::serve::serve;
 use crate::base::failure::cut;
@@ -45,6 +46,14 @@ pub(crate) fn is_worker() -> bool {
     std::env::var_os(MARKER).is_some() && life::stdin_is_seqpacket()
 }
 
+/// Set for good once this process serves: its birth takes the socket off standard input.
+static IS_SERVING: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process is a worker, before or after its birth.
+pub(crate) fn is_inside_worker() -> bool {
+    IS_SERVING.load(Ordering::Relaxed) || is_worker()
+}
+
 /// Serves until told to stop, then exits. Never returns.
 pub(crate) fn run(registry: &Registry) -> ! {
     run_with(registry, serve)
@@ -52,6 +61,8 @@ pub(crate) fn run(registry: &Registry) -> ! {
 
 /// [`run`] with another way to serve.
 pub(crate) fn run_with(registry: &Registry, serve: impl FnOnce(WorkerEnd, Executor)) -> ! {
+    // Relaxed: the nodes run in this thread, or in threads that it starts.
+    IS_SERVING.store(true, Ordering::Relaxed);
     let code = match be_born(registry, serve) {
         Ok(()) => 0,
         Err((unborn, what)) => {

@@ -8,4 +8,4 @@ mod serve;
 
 #[cfg(feature = "testing")]
 pub(crate) use birth::run_with;
-pub(crate) use birth::{MARKER, is_worker, run};
+pub(crate) use birth::{MARKER, is_inside_worker, is_worker, run};
