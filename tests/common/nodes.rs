@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use handbell::{App, BuildError, Node, NodeError, Output, Plan, Request};
+use handbell::{App, BuildError, EmitError, Node, NodeError, Output, Plan, Request};
 use rustix::process::{Signal, getpid, kill_process};
 
 type Result = std::result::Result<(), NodeError>;
@@ -34,6 +34,10 @@ pub fn app() -> App {
         .node("env", |request, output| {
             let value = std::env::var(text(request)).unwrap_or_else(|_| "(unset)".into());
             Ok(output.reply(value.as_bytes())?)
+        })
+        .node("env_names", |_, output| {
+            let names: Vec<String> = std::env::vars().map(|(name, _)| name).collect();
+            Ok(output.reply(names.join(" ").as_bytes())?)
         })
         .node("print", print)
         .node("grandchild", grandchild)
@@ -92,16 +96,12 @@ fn sized(app: App) -> App {
         let len = number(request) as usize;
         Ok(output.emit(&super::pattern(len as u32, len))?)
     })
-    .node("checked", |request, output| {
-        // Looks at its bytes twice, some time apart: they stay as they are until it returns.
-        let first = request.payload().to_vec();
-        std::thread::sleep(Duration::from_millis(30));
-        let same = first == request.payload() && first.iter().all(|byte| *byte == first[0]);
-        if !same { Err(NodeError::new(1, "the payload changed")) } else { Ok(output.reply(&first)?) }
-    })
+    .nodes_with(["checked", "changed"], || Checked(0))
+    .nodes_with(["guarded", "refused"], || Guarded(0))
+    .node("burst", |request, output| request.payload().iter().try_for_each(|byte| Ok(output.emit(&[*byte])?)))
 }
 
-/// `first` → `second` → `third`, each adding its letter; `fan` → `second` twice.
+/// `first` → `second` → `third`, each adding its letter.
 fn chain(app: App) -> App {
     app.node("first", |request, output| Ok(output.emit(&[request.payload(), b"1"].concat())?))
         .node("second", |request, output| Ok(output.emit(&[request.payload(), b"2"].concat())?))
@@ -152,5 +152,35 @@ impl Node for Cancelled {
         }
         self.0 += 1;
         Ok(output.reply(b"too late")?)
+    }
+}
+
+/// `checked` looks at its bytes twice, some time apart; `changed` tells how often they were not the same.
+struct Checked(u32);
+
+impl Node for Checked {
+    fn handle(&mut self, request: &Request<'_>, output: &mut Output<'_>) -> Result {
+        if request.node_name() == "changed" {
+            return Ok(output.reply(&self.0.to_le_bytes())?);
+        }
+        let first = request.payload().to_vec();
+        std::thread::sleep(Duration::from_millis(20));
+        let same = first == request.payload() && first.iter().all(|byte| *byte == first[0]);
+        self.0 += u32::from(!same);
+        Ok(output.reply(&first)?)
+    }
+}
+
+/// `guarded` replies so many bytes if it can; `refused` tells how often there was no room.
+struct Guarded(u32);
+
+impl Node for Guarded {
+    fn handle(&mut self, request: &Request<'_>, output: &mut Output<'_>) -> Result {
+        if request.node_name() == "refused" {
+            return Ok(output.reply(&self.0.to_le_bytes())?);
+        }
+        let sent = output.reply(&super::pattern(1, number(request) as usize));
+        self.0 += u32::from(sent == Err(EmitError::NoRoom));
+        Ok(sent?)
     }
 }
