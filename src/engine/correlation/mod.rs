@@ -238,13 +238,21 @@ impl Correlation {
     ) -> Result<Verdict, Rule> {
         let ticket = Ticket(frame.ticket);
         let counters = &self.counters[usize::from(source.lane)];
+        let hop = self.hops.get(ticket.slot() as usize).ok_or(Rule::Ticket)?;
+        let state = hop.state(ticket.generation(), source);
+        if state == HopState::NeverIssued {
+            return Err(Rule::Ticket);
+        }
+        if state == HopState::Open && last == LastMark::Stray {
+            // Its own request is open, but it is not the oldest of the lane: requests end in order.
+            return Err(Rule::LastOutOfOrder);
+        }
+        // After the refusals: until the worker is dead, several may look at a frame that is refused.
         let is_terminal = frame.kind == kind::TERMINAL;
         if is_terminal {
             counters.terminals_received.add_as_reader();
         }
-        let hop = self.hops.get(ticket.slot() as usize).ok_or(Rule::Ticket)?;
-        match hop.state(ticket.generation(), source) {
-            HopState::NeverIssued => return Err(Rule::Ticket),
+        match state {
             HopState::Foreign => {
                 self.reject(counters, frame, now_ns);
                 return Ok(Verdict::Dropped);
@@ -253,11 +261,7 @@ impl Correlation {
                 self.drop_frame(counters, frame, now_ns);
                 return Ok(Verdict::Dropped);
             }
-            HopState::Open => {}
-        }
-        if last == LastMark::Stray {
-            // Its own request is open, but it is not the oldest of the lane: requests end in order.
-            return Err(Rule::LastOutOfOrder);
+            HopState::Open | HopState::NeverIssued => {}
         }
         let index = ticket.slot() / self.sizes.max_branches as u32;
         let root = &self.roots[index as usize];
