@@ -285,7 +285,11 @@ impl Correlation {
             }
         } else if frame.kind == kind::OUTPUT {
             // No edge leads from a group to another one yet, so no worker has reason to send this.
-            self.reject(counters, frame, now_ns);
+            if root.open_generation() == Some(ticket.generation()) {
+                self.reject(counters, frame, now_ns);
+            } else {
+                self.drop_frame(counters, frame, now_ns);
+            }
         }
         if last == LastMark::Ended {
             hop.close();
