@@ -28,6 +28,9 @@ use crate::wire::error;
 /// The one state of the profile stands where lane 0 would.
 const SOURCE: Source = Source { lane: 0, incarnation: 1 };
 
+/// A payload that does not fit a root's cell.
+type Kept = Box<[u8]>;
+
 struct Job {
     root: RootKey,
     ticket: Ticket,
@@ -45,7 +48,7 @@ pub(super) struct MemoryGroup {
     capacity: usize,
     max_payload: usize,
     /// Payloads of ended roots that do not fit a cell, by root.
-    heap: Box<[Mutex<Option<Box<[u8]>>>]>,
+    heap: Box<[Mutex<Option<Kept>>]>,
     runner: Mutex<bool>,
     kicked: Condvar,
     ending: AtomicBool,
