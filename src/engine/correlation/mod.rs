@@ -37,7 +37,7 @@ use root::{Hop, HopState, Root};
 use crate::base::clock::has_passed;
 use crate::base::failure::{Category, Cause, Failure, Rule};
 use crate::base::ids::{GroupId, Identity, Ticket, TraceId};
-use crate::base::sync::{AtomicU64, Ordering};
+use crate::base::sync::{AtomicU64, Ordering, pause};
 use crate::lane::LastMark;
 use crate::os::futex::Word;
 use crate::wire::envelope::{Envelope, kind};
@@ -203,7 +203,10 @@ impl Correlation {
     pub fn withdraw(&self, key: RootKey) {
         let root = &self.roots[key.index as usize];
         if !root.try_end(key.generation) {
-            // Somebody ended it meanwhile; then it counts as that.
+            // Somebody ended it meanwhile; then it counts as that. It is freed once that has been written.
+            while root.phase() != Phase::Ended {
+                pause();
+            }
             self.free(key.index);
             return;
         }
