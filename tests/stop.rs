@@ -23,21 +23,21 @@ fn main() {
     if let Ok(role) = std::env::var(ROLE) {
         parent(&role);
     }
-    common::run(vec![
-        ("handoff_05_what_is_in_flight_ends_before_a_graceful_stop", what_is_in_flight_ends_first),
-        ("stop_01_an_idle_worker_stops_gracefully", an_idle_worker_stops_gracefully),
-        ("stop_01_further_requests_are_refused_as_stopped", further_requests_are_refused),
-        ("stop_02_a_node_that_never_returns_is_forced", a_node_that_never_returns_is_forced),
-        ("stop_02_a_paused_worker_is_stopped", a_paused_worker_is_stopped),
-        ("stop_04_dropping_the_engine_ends_its_worker", dropping_the_engine_ends_its_worker),
-        ("stop_04_a_panic_with_an_engine_ends_its_worker", a_panic_ends_the_worker),
-        ("stop_04_grandchildren_end_with_their_worker", grandchildren_end_with_their_worker),
-        ("stop_04_a_parent_killed_leaves_nobody", a_parent_killed_leaves_nobody),
-        ("stop_04_a_parent_that_exits_leaves_nobody", a_parent_that_exits_leaves_nobody),
-        ("stop_releases_who_waits_for_room", stop_releases_who_waits_for_room),
-        ("a_second_stop_is_empty", a_second_stop_is_empty),
-        ("many_engines_start_and_stop_side_by_side", many_engines_side_by_side),
-        ("the_memory_profile_stops_as_well", the_memory_profile_stops_as_well),
+    common::run(tests![
+        handoff_05_what_is_in_flight_ends_before_a_graceful_stop,
+        stop_01_an_idle_worker_stops_gracefully,
+        stop_01_further_requests_are_refused_as_stopped,
+        stop_02_a_node_that_never_returns_is_forced,
+        stop_02_a_paused_worker_is_stopped,
+        stop_04_dropping_the_engine_ends_its_worker,
+        stop_04_a_panic_with_an_engine_ends_its_worker,
+        stop_04_grandchildren_end_with_their_worker,
+        stop_04_a_parent_killed_leaves_nobody,
+        stop_04_a_parent_that_exits_leaves_nobody,
+        stop_releases_who_waits_for_room,
+        a_second_stop_is_empty,
+        many_engines_start_and_stop_side_by_side,
+        the_memory_profile_stops_as_well,
     ]);
 }
 
@@ -45,7 +45,7 @@ fn soon() -> Drain {
     Drain::within(Duration::from_secs(30))
 }
 
-fn what_is_in_flight_ends_first() {
+fn handoff_05_what_is_in_flight_ends_before_a_graceful_stop() {
     let (engine, sleep) = start(&["sleep"]);
     let pending: Vec<_> =
         (0..6).map(|_| engine.request(sleep).deadline(far()).dispatch(b"15").unwrap()).collect();
@@ -60,7 +60,7 @@ fn what_is_in_flight_ends_first() {
     balanced(&engine);
 }
 
-fn an_idle_worker_stops_gracefully() {
+fn stop_01_an_idle_worker_stops_gracefully() {
     for waiting in [handbell::Waiting::Spin, handbell::Waiting::Adaptive, handbell::Waiting::Block] {
         let (engine, echo) = started(engine(&["echo"]).waiting(waiting), "echo");
         engine.call(echo, b"", far()).unwrap();
@@ -72,7 +72,7 @@ fn an_idle_worker_stops_gracefully() {
     }
 }
 
-fn further_requests_are_refused() {
+fn stop_01_further_requests_are_refused_as_stopped() {
     let (engine, echo) = start(&["echo"]);
     let other = engine.clone();
     let loan = engine.request(echo).loan(1000).unwrap();
@@ -90,7 +90,7 @@ fn further_requests_are_refused() {
     assert_eq!(engine.node("echo").unwrap(), echo);
 }
 
-fn a_node_that_never_returns_is_forced() {
+fn stop_02_a_node_that_never_returns_is_forced() {
     let builder = engine(&["stuck", "echo"]).term_timeout(Duration::from_millis(50));
     let (engine, stuck) = started(builder, "stuck");
     let echo = engine.node("echo").unwrap();
@@ -116,7 +116,7 @@ fn a_node_that_never_returns_is_forced() {
     balanced(&engine);
 }
 
-fn a_paused_worker_is_stopped() {
+fn stop_02_a_paused_worker_is_stopped() {
     let (engine, echo) = started(engine(&["echo"]).term_timeout(Duration::from_millis(50)), "echo");
     kill(worker_pid(&engine), Signal::STOP);
     let pending = engine.request(echo).dispatch(b"").unwrap();
@@ -127,7 +127,7 @@ fn a_paused_worker_is_stopped() {
     balanced(&engine);
 }
 
-fn dropping_the_engine_ends_its_worker() {
+fn stop_04_dropping_the_engine_ends_its_worker() {
     let (engine, running) = start(&["until_cancelled"]);
     let pid = worker_pid(&engine);
     let clone = engine.clone();
@@ -139,7 +139,7 @@ fn dropping_the_engine_ends_its_worker() {
     failure(pending.wait().unwrap_err(), Category::Shutdown);
 }
 
-fn a_panic_ends_the_worker() {
+fn stop_04_a_panic_with_an_engine_ends_its_worker() {
     let mut pid = 0;
     let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let (engine, running) = start(&["until_cancelled"]);
@@ -159,7 +159,7 @@ fn grandchild(engine: &handbell::Engine) -> i32 {
     pid
 }
 
-fn grandchildren_end_with_their_worker() {
+fn stop_04_grandchildren_end_with_their_worker() {
     let (engine, _) = start(&["grandchild"]);
     let pids = [grandchild(&engine), grandchild(&engine)];
     engine.stop(soon());
@@ -199,7 +199,7 @@ fn start_parent(role: &str) -> (Child, [i32; 2]) {
     (parent, pids.try_into().expect("two pids"))
 }
 
-fn a_parent_killed_leaves_nobody() {
+fn stop_04_a_parent_killed_leaves_nobody() {
     for _ in 0..5 {
         let (mut parent, pids) = start_parent("wait");
         assert!(pids.iter().all(|pid| is_alive(*pid)));
@@ -209,7 +209,7 @@ fn a_parent_killed_leaves_nobody() {
     }
 }
 
-fn a_parent_that_exits_leaves_nobody() {
+fn stop_04_a_parent_that_exits_leaves_nobody() {
     let (mut parent, pids) = start_parent("exit");
     assert!(parent.wait().expect("reaped").success());
     until("worker and grandchild are gone", || pids.iter().all(|pid| !is_alive(*pid)));
@@ -240,7 +240,7 @@ fn a_second_stop_is_empty() {
     assert_eq!(engine.stop(soon()), Default::default());
 }
 
-fn many_engines_side_by_side() {
+fn many_engines_start_and_stop_side_by_side() {
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {

@@ -23,13 +23,19 @@ pub fn token() -> String {
     std::env::var(TOKEN).unwrap_or_else(|_| format!("test-program-{}", std::process::id()))
 }
 
+/// Tests with their names.
+#[macro_export]
+macro_rules! tests {
+    ($($test:ident),* $(,)?) => { vec![$((stringify!($test), $test as fn())),*] };
+}
+
 /// A test program: its first act is to serve if it is a worker.
 #[macro_export]
 macro_rules! program {
     ($($test:ident),* $(,)?) => {
         fn main() {
             common::app().serve_if_worker();
-            common::run(vec![$((stringify!($test), $test as fn())),*]);
+            common::run($crate::tests![$($test),*]);
         }
     };
 }

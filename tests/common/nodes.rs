@@ -79,7 +79,7 @@ fn dying(app: App) -> App {
             }
         }
     };
-    app.node("panic", |request, _| panic!("{}", text(request)))
+    app.node("panic", |request, _| panic!("{}", text(request).escape_default().take(40).collect::<String>()))
         .node("abort", |_, _| std::process::abort())
         .node("exit", |request, _| std::process::exit(number(request) as i32))
         .node("segv", signal(Signal::SEGV))
