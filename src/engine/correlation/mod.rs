@@ -185,7 +185,7 @@ impl Correlation {
         root.tags.store(tags(&identity), Ordering::Relaxed);
         let place = u64::from(admission.target.lane) | u64::from(admission.group.0) << 16;
         root.place.store(place | if callers_id { CALLERS_ID } else { 0 }, Ordering::Relaxed);
-        root.open_hops.store(1, Ordering::Relaxed);
+        root.open_branch(generation);
         let hop = index * self.sizes.max_branches as u32;
         self.hops[hop as usize].open(generation, admission.target);
         self.counters[usize::from(admission.target.lane)].registered.add();
@@ -269,6 +269,11 @@ impl Correlation {
         let index = ticket.slot() / self.sizes.max_branches as u32;
         let root = &self.roots[index as usize];
         let mut verdict = Verdict::Dropped;
+        // Before the root ends: from then on its place, hop included, may be another request's.
+        let was_last = last == LastMark::Ended && {
+            hop.close(ticket.generation());
+            root.end_branch(ticket.generation())
+        };
         if is_terminal {
             if !self.is_identity(root, frame) {
                 self.reject(counters, frame, now_ns);
@@ -294,15 +299,11 @@ impl Correlation {
                 self.drop_frame(counters, frame, now_ns);
             }
         }
-        if last == LastMark::Ended {
-            hop.close();
-            let was_last = root.open_hops.fetch_sub(1, Ordering::AcqRel) == 1;
-            if was_last && verdict == Verdict::Dropped && root.try_end(ticket.generation()) {
-                counters.completed_by_last.add();
-                self.history.complete(root.number.load(Ordering::Relaxed));
-                let aftermath = self.finish(index, Outcome::Inline { len: 0 }, true, now_ns);
-                verdict = Verdict::Ended(index, aftermath);
-            }
+        if was_last && verdict == Verdict::Dropped && root.try_end(ticket.generation()) {
+            counters.completed_by_last.add();
+            self.history.complete(root.number.load(Ordering::Relaxed));
+            let aftermath = self.finish(index, Outcome::Inline { len: 0 }, true, now_ns);
+            verdict = Verdict::Ended(index, aftermath);
         }
         Ok(verdict)
     }

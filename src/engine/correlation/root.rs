@@ -63,7 +63,8 @@ pub(super) struct Root {
     pub tags: AtomicU64,
     /// Lane, group, whether the id is the caller's.
     pub place: AtomicU64,
-    pub open_hops: AtomicU64,
+    /// Generation, and how many of its hops are open.
+    open_hops: AtomicU64,
     pub outcome: OutcomeCell,
     /// The owner sleeps on this.
     pub wake: Word,
@@ -133,6 +134,27 @@ impl Root {
         self.state.fetch_and(!ASLEEP, Ordering::AcqRel);
     }
 
+    /// The first hop is open.
+    pub fn open_branch(&self, generation: u64) {
+        // Relaxed: published by `open`.
+        self.open_hops.store(generation << GENERATION_SHIFT | 1, Ordering::Relaxed);
+    }
+
+    /// A hop has been closed; whether it was the last one. Says no for an earlier user of the place, which
+    /// may have been ended and freed while its last frame was being judged.
+    pub fn end_branch(&self, generation: u64) -> bool {
+        let mut hops = self.open_hops.load(Ordering::Acquire);
+        loop {
+            if hops >> GENERATION_SHIFT != generation {
+                return false;
+            }
+            match self.open_hops.compare_exchange_weak(hops, hops - 1, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return hops - 1 == generation << GENERATION_SHIFT,
+                Err(now) => hops = now,
+            }
+        }
+    }
+
     /// Ended → free, by whoever took the outcome.
     pub fn free(&self) {
         let state = self.state.load(Ordering::Relaxed);
@@ -189,8 +211,11 @@ impl Hop {
         self.word.store(generation << GENERATION_SHIFT | HOP_OPEN, Ordering::Release);
     }
 
-    pub fn close(&self) {
-        self.word.fetch_and(!HOP_OPEN, Ordering::AcqRel);
+    /// Closes the hop if it is still this generation's.
+    pub fn close(&self, generation: u64) {
+        let open = generation << GENERATION_SHIFT | HOP_OPEN;
+        // Fails only if the place has a new user, whose hop it is not ours to close.
+        let _ = self.word.compare_exchange(open, open & !HOP_OPEN, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     pub fn place(&self, position: u64) {
