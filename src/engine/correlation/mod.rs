@@ -300,9 +300,16 @@ impl Correlation {
             }
         }
         if was_last && verdict == Verdict::Dropped && root.try_end(ticket.generation()) {
-            counters.completed_by_last.add();
-            self.history.complete(root.number.load(Ordering::Relaxed));
-            let aftermath = self.finish(index, Outcome::Inline { len: 0 }, true, now_ns);
+            // What a worker skips because its deadline has passed also ends without a terminal.
+            let (outcome, started) = if has_passed(root.deadline_ns.load(Ordering::Relaxed), now_ns) {
+                counters.expired.add();
+                (Outcome::Failed(Cause::Deadline), false)
+            } else {
+                counters.completed_by_last.add();
+                self.history.complete(root.number.load(Ordering::Relaxed));
+                (Outcome::Inline { len: 0 }, true)
+            };
+            let aftermath = self.finish(index, outcome, started, now_ns);
             verdict = Verdict::Ended(index, aftermath);
         }
         Ok(verdict)
