@@ -15,6 +15,7 @@ program!(
     reply_01_in_flight_falls_back_to_zero,
     reply_02_expire_goes_by_deadline_then_by_registration,
     reply_02_a_deadline_is_reached_when_now_equals_it,
+    reply_02_what_is_skipped_for_its_deadline_is_a_timeout,
     reply_03_a_second_terminal_changes_nothing,
     reply_04_a_running_node_sees_the_cancel_and_unstarted_work_is_skipped,
     reply_04_dropping_a_pending_cancels_it,
@@ -81,6 +82,25 @@ fn reply_02_a_deadline_is_reached_when_now_equals_it() {
     assert_eq!(table.take(&waiter), None);
     assert_eq!(table.expire(1000), [waiter.trace_id()]);
     assert_eq!(table.take(&waiter), Some(End::Failed(Cause::Deadline)));
+}
+
+fn reply_02_what_is_skipped_for_its_deadline_is_a_timeout() {
+    let table = Table::new(4, 1, 4);
+    let early = table.register(id(1), 1000).unwrap();
+    let due = table.register(id(2), 1000).unwrap();
+    assert_eq!(table.frame(&early.done(), b"", 999), Judged::Ended);
+    assert_eq!(table.frame(&due.done(), b"", 1000), Judged::Ended);
+    assert_eq!(table.take(&early), Some(End::Success(Vec::new())));
+    assert_eq!(table.take(&due), Some(End::Failed(Cause::Deadline)));
+    assert_eq!((table.counters().completed_by_last, table.counters().expired), (1, 1));
+
+    // The worker may see it first.
+    let (engine, echo) = start(&["echo"]);
+    for _ in 0..2000 {
+        let passed = engine.request(echo).deadline(Deadline::AtNs(1)).call(b"x").unwrap_err();
+        failure(passed, Category::Timeout);
+    }
+    stop(&engine);
 }
 
 fn reply_03_a_second_terminal_changes_nothing() {

@@ -31,6 +31,7 @@ fn main() {
         rule_last_out_of_order,
         rule_error_payload,
         handoff_03_identity_is_taken_from_the_request,
+        handoff_05_replies_published_before_a_death_are_delivered,
         handoff_d_01_of_three_terminals_the_first_counts,
         handoff_d_02_an_answer_after_the_timeout_is_late,
         reply_09_b_never_sees_the_answer_of_a,
@@ -63,6 +64,13 @@ fn lie(raw: &mut RawWorker) {
             "answer_kept" => {
                 let all = kept.drain(..).all(|kept| raw.reply(&kept, b"kept"));
                 all && raw.reply(&request, b"own")
+            }
+            "answer_and_exit" => {
+                for kept in kept.drain(..) {
+                    raw.reply(&kept, b"kept");
+                }
+                raw.reply(&request, b"own");
+                std::process::exit(4);
             }
             "commit_word" => {
                 raw.poker().poke(raw.commit_word_at(0), number(0));
@@ -326,6 +334,23 @@ fn handoff_03_identity_is_taken_from_the_request() {
     let rejected = engine.events().into_iter().filter(|event| event.kind == EventKind::Rejected);
     assert_eq!((rejected.count(), engine.counters().completed_by_last), (5, 1));
     stop(&engine);
+}
+
+fn handoff_05_replies_published_before_a_death_are_delivered() {
+    for _ in 0..20 {
+        let (engine, node) = start();
+        let ask = |text: &str| engine.request(node).deadline(far()).dispatch(text.as_bytes()).unwrap();
+        let kept: Vec<_> = (0..50).map(|_| ask("keep")).collect();
+        let last = ask("answer_and_exit");
+        let behind = engine.request(node).deadline(far()).dispatch(b"never read");
+        for pending in kept {
+            assert_eq!(*pending.wait().unwrap().bytes(), *b"kept");
+        }
+        assert_eq!(*last.wait().unwrap().bytes(), *b"own");
+        let behind = behind.map_or_else(transport, |pending| transport(pending.wait().unwrap_err()));
+        assert_eq!(behind, Cause::Exit(4));
+        stop(&engine);
+    }
 }
 
 fn handoff_d_01_of_three_terminals_the_first_counts() {
