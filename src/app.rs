@@ -85,6 +85,11 @@ impl App {
         }
     }
 
+    #[cfg(feature = "testing")]
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     /// An engine for `plan`, to be stated further and started.
     pub fn engine(&self, plan: Plan) -> EngineBuilder {
         EngineBuilder::new(self.registry.clone(), plan)

@@ -23,6 +23,8 @@ mod os;
 mod plan;
 mod shm;
 mod supervisor;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod wire;
 mod worker;
 

@@ -31,15 +31,18 @@ const ABOVE_ALL: [&str; 2] = ["lib", "testing"];
 const UNSAFE_FILES: [&str; 3] = ["src/shm/view.rs", "src/shm/block.rs", "src/shm/arena.rs"];
 
 /// Files outside `src/os/` that may name `std::sync::atomic`.
-const ATOMIC_FILES: [&str; 7] = [
+const ATOMIC_FILES: [&str; 10] = [
     // The one door for everybody else.
     "src/base/sync.rs",
     // Words in mapped memory.
     "src/shm/view.rs",
     // Flags (`AtomicBool`) and what stands beside them, which no model checks.
-    "src/engine/handle.rs",
+    "src/engine/builder.rs",
+    "src/engine/dispatch.rs",
     "src/engine/memory.rs",
+    "src/engine/reader.rs",
     "src/engine/shared.rs",
+    "src/engine/stop.rs",
     "src/engine/thread.rs",
     "src/worker/birth.rs",
 ];
@@ -47,7 +50,7 @@ const ATOMIC_FILES: [&str; 7] = [
 const MAX_LINES: usize = 600;
 
 /// Files that are longer for now, and how long they may be.
-const LONG_FILES: [(&str, usize); 1] = [("src/engine/shared.rs", 680)];
+const LONG_FILES: [(&str, usize); 0] = [];
 
 /// A SAFETY comment stands at most this many lines before its block.
 const SAFETY_LINES: usize = 8;

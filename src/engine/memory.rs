@@ -12,7 +12,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use super::correlation::{
     Admission, Admitted, Correlation, Outcome, Phase, Refused, RootKey, Source, Verdict,
 };
-use super::shared::{NotTaken, Outbound, Payload, Shared};
+use super::dispatch::{NotTaken, Outbound, Payload};
+use super::shared::Shared;
 use crate::base::clock::has_passed;
 use crate::base::failure::ExecutionClass;
 use crate::base::ids::{GroupId, Identity, Ticket};

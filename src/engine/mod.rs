@@ -1,23 +1,30 @@
 //! The engine: what a program calls.
 //!
 //! ```text
-//! handle.rs     the public face: Engine, its builder, stop
-//! request.rs    what is sent: RequestBuilder, Loan          pending.rs  what comes back: Pending, Reply
-//! shared.rs     dispatch and waiting over both profiles
-//! link.rs       one lane with who waits on it               thread.rs   the last of those who wait
-//! memory.rs     the memory profile                          correlation/ every request ends exactly once
+//! builder.rs    stating and starting one              stop.rs      ending it
+//! handle.rs     the public face                       request.rs   what is sent     pending.rs  what comes back
+//! dispatch.rs   the way out                           reader.rs    the way in
+//! shared.rs     what both work on                     link.rs      one lane, with who waits on it
+//! thread.rs     the last of those who wait            memory.rs    the memory profile
+//! correlation/  every request ends exactly once
 //! ```
 
+mod builder;
 pub(crate) mod correlation;
+mod dispatch;
 mod handle;
 mod link;
 mod memory;
 mod pending;
+mod reader;
 mod request;
 mod shared;
+mod stop;
 mod thread;
 
+pub use builder::{EngineBuilder, Summary};
 pub use correlation::{Audit, Counters, Event, EventKind};
-pub use handle::{Drain, Engine, EngineBuilder, StopMode, StopReport, Summary, UnknownNode, WorkerStop};
+pub use handle::{Engine, UnknownNode};
 pub use pending::{CallError, Pending, Reply};
 pub use request::{DispatchError, Loan, RequestBuilder, TryDispatchError};
+pub use stop::{Drain, StopMode, StopReport, WorkerStop};

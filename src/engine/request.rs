@@ -6,9 +6,9 @@ use std::ops::{Deref, DerefMut};
 use thiserror::Error;
 
 use super::correlation::RootKey;
+use super::dispatch::{Buffer, NotTaken, Outbound, Payload};
 use super::handle::Engine;
 use super::pending::{CallError, Pending, Reply, take};
-use super::shared::{Buffer, NotTaken, Outbound, Payload};
 use crate::base::clock::Deadline;
 use crate::base::failure::Failure;
 use crate::base::ids::{Identity, NodeId, TraceId};

@@ -8,9 +8,9 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::handle::{StopMode, WorkerStop};
 use super::link::Link;
 use super::shared::Shared;
+use super::stop::{StopMode, WorkerStop};
 use crate::base::failure::{Cause, KilledFor};
 use crate::lane::Read;
 use crate::os::child::Exit;

@@ -205,9 +205,11 @@ impl EngineEnd {
 
     // ---- sending ----
 
-    /// Whether a slot is free now.
+    /// Whether a slot is free now. Errs towards yes, and the claim decides: a head that is behind what others
+    /// have freed means that our reading of it is old.
     pub fn has_room(&self) -> bool {
-        self.head.0.load(Ordering::Relaxed) - self.freed.0.load(Ordering::Acquire) < self.capacity()
+        let head = self.head.0.load(Ordering::Relaxed);
+        head.saturating_sub(self.freed.0.load(Ordering::Acquire)) < self.capacity()
     }
 
     /// Begins to bring near what the next request will write, but for the line that the worker looks at.
@@ -444,6 +446,12 @@ impl EngineEnd {
     /// Copies an inline payload out, while its frame is being handled.
     pub fn read_inline(&self, at: usize, out: &mut [u8]) {
         self.reply.copy_out(at, out);
+    }
+
+    /// Next position to claim in the request ring, and to read in the reply ring.
+    #[cfg(feature = "testing")]
+    pub fn positions(&self) -> (u64, u64) {
+        (self.head.0.load(Ordering::Acquire), self.next())
     }
 
     // ---- the engine's thread ----

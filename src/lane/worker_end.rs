@@ -373,3 +373,32 @@ impl WorkerEnd {
         }
     }
 }
+
+/// What a lying worker needs beside the honest ways.
+#[cfg(feature = "testing")]
+impl WorkerEnd {
+    /// Sends the envelope as it is, with `bytes` behind it as far as they fit.
+    pub fn send_raw(&mut self, envelope: Envelope, bytes: &[u8]) -> Result<(), NoRoom> {
+        self.slot(0)?;
+        let bytes = &bytes[..bytes.len().min(self.inline_bytes())];
+        self.reply.copy_in(self.reply_ring.inline_at(self.head), bytes);
+        self.staged = Some(envelope);
+        self.commit_staged(0);
+        Ok(())
+    }
+
+    /// The segment that this side writes.
+    pub fn reply_segment(&self) -> &View {
+        &self.reply
+    }
+
+    /// Offset of a reply position's commit word.
+    pub fn reply_slot_at(&self, position: u64) -> usize {
+        self.reply_ring.inline_at(position) - crate::wire::envelope::ENVELOPE_BYTES
+    }
+
+    /// Next reply position.
+    pub fn head(&self) -> u64 {
+        self.head
+    }
+}

@@ -240,6 +240,18 @@ impl Placement {
         self.groups.get(usize::from(group.0)).map_or("?", |group| &group.name)
     }
 
+    /// Adds groups that nobody serves: requests to their nodes reach the worker of the first group.
+    #[cfg(feature = "testing")]
+    pub fn with_unserved(mut self, unserved: &[(String, Vec<String>)]) -> Self {
+        for (name, nodes) in unserved {
+            let group = GroupId(self.groups.len() as u16);
+            self.groups.push(PlacedGroup { name: name.clone() });
+            let nodes = nodes.iter().map(|node| PlacedNode { name: node.clone(), group, edges: Vec::new() });
+            self.nodes.extend(nodes);
+        }
+        self
+    }
+
     fn refuse_circles(&self) -> Result<(), PlanError> {
         // Kahn: what cannot be taken away for lack of incoming edges is part of, or behind, a circle.
         let mut incoming = vec![0usize; self.nodes.len()];

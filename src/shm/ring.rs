@@ -44,7 +44,7 @@ impl Ring {
     pub fn new(slots_at: usize, slot_bytes: usize, capacity: usize) -> Self {
         assert!(capacity.is_power_of_two() && slot_bytes.is_multiple_of(8) && slots_at.is_multiple_of(8));
         let capacity = capacity as u64;
-        Self { slots_at, slot_bytes, capacity, stride: capacity * 5 / 8 | 1 }
+        Self { slots_at, slot_bytes, capacity, stride: (capacity * 5 / 8) | 1 }
     }
 
     /// Slots.

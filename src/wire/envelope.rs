@@ -66,7 +66,7 @@ pub mod kind {
 pub mod status {
     /// The payload is the node's.
     pub const SUCCESS: u8 = 0;
-    /// The payload is an error: see [`crate::wire::error`].
+    /// The payload is an error: see `wire/error.rs`.
     pub const ERROR: u8 = 1;
 }
 

@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::serve::serve;
 use crate::base::failure::cut;
@@ -45,9 +46,24 @@ pub(crate) fn is_worker() -> bool {
     std::env::var_os(MARKER).is_some() && life::stdin_is_seqpacket()
 }
 
+/// Set for good once this process serves: its birth takes the socket off standard input.
+static IS_SERVING: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process is a worker, before or after its birth.
+pub(crate) fn is_inside_worker() -> bool {
+    IS_SERVING.load(Ordering::Relaxed) || is_worker()
+}
+
 /// Serves until told to stop, then exits. Never returns.
 pub(crate) fn run(registry: &Registry) -> ! {
-    let code = match be_born(registry) {
+    run_with(registry, serve)
+}
+
+/// [`run`] with another way to serve.
+pub(crate) fn run_with(registry: &Registry, serve: impl FnOnce(WorkerEnd, Executor)) -> ! {
+    // Relaxed: the nodes run in this thread, or in threads that it starts.
+    IS_SERVING.store(true, Ordering::Relaxed);
+    let code = match be_born(registry, serve) {
         Ok(()) => 0,
         Err((unborn, what)) => {
             eprintln!("worker cannot start: {what}");
@@ -59,7 +75,7 @@ pub(crate) fn run(registry: &Registry) -> ! {
 
 type Born<T> = Result<T, (Unborn, String)>;
 
-fn be_born(registry: &Registry) -> Born<()> {
+fn be_born(registry: &Registry, serve: impl FnOnce(WorkerEnd, Executor)) -> Born<()> {
     let system = |what: &'static str| move |error| (Unborn::System, format!("{what}: {error}"));
     let socket = Arc::new(life::become_worker().map_err(system("taking over standard input"))?);
     let parent = socket::peer_pid(socket.as_fd()).map_err(system("asking for the engine's pid"))?;

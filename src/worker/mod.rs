@@ -6,4 +6,6 @@
 mod birth;
 mod serve;
 
-pub(crate) use birth::{MARKER, is_worker, run};
+#[cfg(feature = "testing")]
+pub(crate) use birth::run_with;
+pub(crate) use birth::{MARKER, is_inside_worker, is_worker, run};

@@ -1,0 +1,166 @@
+//! The end of an engine: refuse new → drain → cut off → stop, term, kill the worker → reap → join.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::builder::Summary;
+use super::correlation::Source;
+use super::shared::{Shared, in_flight};
+use crate::base::failure::Cause;
+use crate::os::clock;
+use crate::supervisor::{Capture, Worker};
+
+/// How long a stop waits for what is in flight.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Drain(pub(super) Duration);
+
+impl Drain {
+    /// At most this long.
+    pub fn within(duration: Duration) -> Self {
+        Self(duration)
+    }
+}
+
+/// How a worker was stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum StopMode {
+    /// It ended by itself when told to.
+    Graceful,
+    /// It had to be killed, or had died before.
+    Forced,
+}
+
+/// How one worker ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WorkerStop {
+    /// Its group.
+    pub group: String,
+    /// Its process.
+    pub pid: i32,
+    /// How it was stopped.
+    pub mode: StopMode,
+    /// What the kernel says.
+    pub cause: Cause,
+}
+
+/// What a stop did.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct StopReport {
+    /// Each worker, once.
+    pub workers: Vec<WorkerStop>,
+    /// Requests that the stop cut off.
+    pub cut_off: u64,
+}
+
+pub(super) struct Parts {
+    pub thread: JoinHandle<()>,
+    pub capture: Option<Capture>,
+}
+
+/// What ends with the last handle.
+pub(super) struct Life {
+    pub shared: Arc<Shared>,
+    pub worker: Option<Arc<Worker>>,
+    pub summary: Summary,
+    pub term_timeout: Duration,
+    /// `None` once stopped.
+    pub parts: Mutex<Option<Parts>>,
+}
+
+/// How often a drain looks at what is in flight.
+const DRAIN_LOOK: Duration = Duration::from_micros(500);
+
+impl Life {
+    pub fn stop(&self, drain: Duration) -> StopReport {
+        let shared = &self.shared;
+        shared.stopping.store(true, Ordering::SeqCst);
+        if let Some(link) = &shared.link {
+            link.wake_everybody(&shared.correlation);
+        }
+        let Some(parts) = self.parts.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return StopReport::default();
+        };
+        self.drain(drain);
+        let cut_off = self.cut_off();
+        if let Some(worker) = &self.worker {
+            self.end_worker(worker);
+        }
+        shared.ending.store(true, Ordering::SeqCst);
+        shared.bell.ring();
+        if let Some(memory) = &shared.memory {
+            memory.end();
+        }
+        // A thread of ours that panicked has said so on standard error; there is nothing left to undo.
+        let _ = parts.thread.join();
+        drop(parts.capture);
+        let workers = shared.exits.ended.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        StopReport { workers, cut_off }
+    }
+
+    /// Lets what is in flight end; reads the lane meanwhile, because nobody else may.
+    fn drain(&self, limit: Duration) {
+        let shared = &self.shared;
+        let begin = Instant::now();
+        while in_flight(&shared.correlation) > 0 && begin.elapsed() < limit {
+            if let Some(link) = &shared.link {
+                if shared.read(link) {
+                    link.stop_looking(&shared.correlation);
+                    continue;
+                }
+                if !link.is_live() {
+                    return;
+                }
+            }
+            if let Some(memory) = &shared.memory {
+                memory.kick();
+            }
+            shared.expire(clock::monotonic_ns());
+            std::thread::sleep(DRAIN_LOOK);
+        }
+    }
+
+    /// Fails what is still in flight with category `shutdown`.
+    fn cut_off(&self) -> u64 {
+        let shared = &self.shared;
+        let source = Source { lane: 0, incarnation: 1 };
+        let started = |_lane, position| shared.link.as_ref().is_none_or(|link| link.end.started(position));
+        let ended = shared.correlation.end_all_of(source, Cause::Stopped, clock::monotonic_ns(), started);
+        let count = ended.len() as u64;
+        shared.after_all(ended);
+        count
+    }
+
+    /// STOP, then SIGTERM (and SIGCONT), then SIGKILL, each to the whole process group.
+    fn end_worker(&self, worker: &Worker) {
+        self.shared.stopping_workers.store(true, Ordering::SeqCst);
+        worker.tell_to_stop();
+        if self.has_ended_within(self.term_timeout) {
+            return;
+        }
+        worker.terminate();
+        if self.has_ended_within(self.term_timeout) {
+            return;
+        }
+        worker.kill();
+        // SIGKILL cannot be refused; the engine's thread reaps and tells.
+        while !self.has_ended_within(Duration::from_secs(1)) {
+            worker.kill();
+        }
+    }
+
+    fn has_ended_within(&self, limit: Duration) -> bool {
+        let exits = &self.shared.exits;
+        let ended = exits.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = exits.changed.wait_timeout_while(ended, limit, |ended| ended.is_empty());
+        let (ended, _) = wait.unwrap_or_else(PoisonError::into_inner);
+        !ended.is_empty()
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.stop(Duration::ZERO);
+    }
+}

@@ -1,0 +1,355 @@
+//! For tests only: what the public way rightly keeps shut.
+//!
+//! [`Table`] is the correlation table with time as an argument; [`serve_raw_if_worker`] makes a worker that is
+//! born like any other and may then write what it likes into its lane; the rest addresses nodes that an
+//! honest plan does not have. Nothing in here is covered by the promise of stable interfaces.
+
+use crate::base::sync::{AtomicU64, Ordering, fence};
+
+pub use crate::wire::envelope::{Envelope, flags, kind, status};
+
+use crate::app::App;
+use crate::base::failure::{Cause, ExecutionClass, Rule};
+use crate::base::ids::{GroupId, Identity, NodeId, Ticket, TraceId};
+use crate::engine::correlation::{
+    Admission, Admitted, Correlation, EndedRoot, Outcome, Phase, Refused, Sizes, Source, Verdict,
+};
+use crate::engine::{Audit, Counters, Engine, EngineBuilder, Event};
+use crate::lane::{Incoming, LastMark, WorkerEnd};
+use crate::shm::view::{Memory, View};
+use crate::wire::error;
+use crate::wire::geometry::Geometry;
+use crate::worker;
+
+// ---- nodes that an honest plan does not have ----
+
+/// The node of this number, whether the plan has it or not.
+pub fn node_by_number(number: u16) -> NodeId {
+    NodeId(number)
+}
+
+/// Adds a group to the plan that nobody serves: requests to its nodes reach the worker of the first group.
+pub fn with_unserved_group(mut builder: EngineBuilder, name: &str, nodes: &[&str]) -> EngineBuilder {
+    builder.unserved.push((name.into(), nodes.iter().map(|node| (*node).into()).collect()));
+    builder
+}
+
+/// Frames sent to the worker and frames read from it; `None` in the memory profile.
+pub fn ring_positions(engine: &Engine) -> Option<(u64, u64)> {
+    engine.ring_positions()
+}
+
+/// Whether the worker has begun the request that was sent as number `position`, counted from 0.
+pub fn has_begun(engine: &Engine, position: u64) -> bool {
+    engine.has_begun(position)
+}
+
+// ---- a lying worker ----
+
+/// In a process that an engine started: is born like any worker, hands `lie` its end of the lane, and ends
+/// when that returns. Elsewhere: does nothing.
+pub fn serve_raw_if_worker(app: &App, lie: impl FnOnce(&mut RawWorker)) {
+    if worker::is_worker() {
+        worker::run_with(app.registry(), |end, _executor| {
+            let geometry = end.geometry();
+            lie(&mut RawWorker { end, geometry });
+        });
+    }
+}
+
+/// A worker's end of a lane, by hand.
+pub struct RawWorker {
+    end: WorkerEnd,
+    geometry: Geometry,
+}
+
+/// A request as a [`RawWorker`] receives it.
+#[derive(Clone)]
+pub struct RawRequest {
+    /// Its place in the request ring.
+    pub position: u64,
+    /// Its envelope.
+    pub envelope: Envelope,
+    /// Its payload.
+    pub payload: Vec<u8>,
+    incoming: Incoming,
+}
+
+impl RawRequest {
+    /// The envelope of an honest answer: a terminal, the only one, with `len` bytes behind the envelope.
+    pub fn answer(&self, len: usize) -> Envelope {
+        Envelope {
+            payload_len: len as u32,
+            payload_at: 0,
+            deadline_ns: 0,
+            source: self.envelope.target,
+            kind: kind::TERMINAL,
+            status: status::SUCCESS,
+            flags: flags::LAST,
+            ..self.envelope
+        }
+    }
+}
+
+impl RawWorker {
+    /// Waits for the next request; `None` when told to stop.
+    pub fn receive(&mut self) -> Option<RawRequest> {
+        let incoming = self.end.receive()?;
+        let payload = WorkerEnd::payload(self.end.request_segment(), &self.geometry, &incoming)?.to_vec();
+        Some(RawRequest { position: incoming.position, envelope: incoming.envelope, payload, incoming })
+    }
+
+    /// Says that execution begins, as an honest worker does.
+    pub fn begin(&self, request: &RawRequest) {
+        self.end.begin(&request.incoming);
+    }
+
+    /// Whether the engine says that the request is not wanted any more.
+    pub fn is_cancelled(&self, request: &RawRequest) -> bool {
+        let at = self.end.cancelled_at(&request.incoming);
+        self.end.request_segment().load(at) > request.position
+    }
+
+    /// Sends this envelope as it is, with `bytes` behind it. Waits for a slot; false when told to stop meanwhile.
+    pub fn send(&mut self, envelope: Envelope, bytes: &[u8]) -> bool {
+        self.end.send_raw(envelope, bytes).is_ok()
+    }
+
+    /// Answers honestly.
+    pub fn reply(&mut self, request: &RawRequest, bytes: &[u8]) -> bool {
+        self.send(request.answer(bytes.len()), bytes)
+    }
+
+    /// Inline payload bytes of a slot.
+    pub fn inline_bytes(&self) -> usize {
+        self.geometry.inline_bytes()
+    }
+
+    /// Bytes of the reply arena.
+    pub fn arena_bytes(&self) -> usize {
+        self.geometry.reply_arena_bytes
+    }
+
+    /// Offset in the reply segment of the commit word of the reply `ahead` places behind the next one.
+    pub fn commit_word_at(&self, ahead: u64) -> usize {
+        self.end.reply_slot_at(self.end.head() + ahead)
+    }
+
+    /// For writing words into the reply segment, from any thread.
+    pub fn poker(&self) -> Poker {
+        Poker { view: self.end.reply_segment().clone() }
+    }
+}
+
+/// Writes words into a reply segment.
+pub struct Poker {
+    view: View,
+}
+
+impl Poker {
+    /// Bytes of the segment.
+    pub fn bytes(&self) -> usize {
+        self.view.bytes()
+    }
+
+    /// Stores a word.
+    pub fn poke(&self, at: usize, word: u64) {
+        self.view.store_release(at, word);
+    }
+}
+
+/// The payload of an error terminal.
+pub fn error_payload(class: ExecutionClass, code: u32, text: &str) -> Vec<u8> {
+    let mut payload = [0; error::MAX_BYTES];
+    let len = error::encode(class, code, text, error::MAX_BYTES, &mut payload);
+    payload[..len].to_vec()
+}
+
+// ---- the correlation table ----
+
+/// The correlation table as a state machine: one lane, one incarnation, time as an argument.
+pub struct Table {
+    correlation: Correlation,
+}
+
+/// A registered waiter.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiter {
+    admitted: Admitted,
+    identity: Identity,
+}
+
+impl Waiter {
+    /// Its id.
+    pub fn trace_id(&self) -> TraceId {
+        self.identity.trace_id
+    }
+
+    /// The ticket of its hop.
+    pub fn ticket(&self) -> u64 {
+        self.admitted.ticket.0
+    }
+
+    /// Slot of its hop.
+    pub fn slot(&self) -> u32 {
+        self.admitted.ticket.slot()
+    }
+
+    /// The envelope of an honest terminal.
+    pub fn terminal(&self) -> Envelope {
+        Envelope {
+            trace_id: self.identity.trace_id.to_words(),
+            ticket: self.ticket(),
+            reply_to: self.identity.reply_to,
+            run: self.identity.run,
+            scenario: self.identity.scenario,
+            kind: kind::TERMINAL,
+            ..Envelope::default()
+        }
+    }
+
+    /// The envelope of the end of its branch.
+    pub fn done(&self) -> Envelope {
+        Envelope { kind: kind::DONE, flags: flags::LAST, ..self.terminal() }
+    }
+}
+
+/// A ticket's words: slot and generation.
+pub fn ticket(slot: u32, generation: u64) -> u64 {
+    Ticket::new(slot, generation).0
+}
+
+/// Why a waiter is not registered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NotRegistered {
+    /// The table is full.
+    Full,
+    /// The id is in flight.
+    TraceInFlight,
+}
+
+/// How a waiter ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum End {
+    /// With a success terminal, or without a terminal when its last branch ended.
+    Success(Vec<u8>),
+    /// With an error terminal.
+    Error(Vec<u8>),
+    /// Without a terminal.
+    Failed(Cause),
+    /// It was cancelled.
+    Cancelled,
+}
+
+/// What became of a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Judged {
+    /// It ended a waiter.
+    Ended,
+    /// It was dropped, or ended nothing.
+    Dropped,
+    /// It is impossible.
+    Broke(Rule),
+}
+
+const SOURCE: Source = Source { lane: 0, incarnation: 1 };
+const CELL_BYTES: usize = 192;
+
+impl Table {
+    /// A table with so many places, branches and remembered requests.
+    pub fn new(roots: usize, max_branches: usize, completed_history: usize) -> Self {
+        let sizes = Sizes { roots, max_branches, completed_history, lanes: 1, inline_bytes: CELL_BYTES };
+        Self { correlation: Correlation::new(sizes, 1) }
+    }
+
+    /// Registers a waiter; a deadline of 0 is none.
+    pub fn register(&self, identity: Identity, deadline_ns: u64) -> Result<Waiter, NotRegistered> {
+        let admission = Admission { identity, deadline_ns, target: SOURCE, group: GroupId(0) };
+        let admitted = self.correlation.register(&admission).map_err(|refused| match refused {
+            Refused::Full => NotRegistered::Full,
+            Refused::TraceInFlight => NotRegistered::TraceInFlight,
+        })?;
+        fence(Ordering::SeqCst);
+        self.correlation.published(admitted.root, deadline_ns);
+        let identity = Identity { trace_id: admitted.trace_id, ..identity };
+        Ok(Waiter { admitted, identity })
+    }
+
+    /// Judges a frame with these payload bytes; its LAST flag counts as in order.
+    pub fn frame(&self, envelope: &Envelope, payload: &[u8], now_ns: u64) -> Judged {
+        let last = if envelope.flags & flags::LAST == 0 { LastMark::No } else { LastMark::Ended };
+        let len = payload.len().min(CELL_BYTES);
+        let outcome = match envelope.status {
+            status::ERROR => Outcome::Error { len: len as u32 },
+            _ => Outcome::Inline { len: len as u32 },
+        };
+        let fill = |cell: &[AtomicU64]| {
+            for (word, bytes) in cell.iter().zip(payload[..len].chunks(8)) {
+                let mut value = [0; 8];
+                value[..bytes.len()].copy_from_slice(bytes);
+                word.store(u64::from_le_bytes(value), Ordering::Relaxed);
+            }
+        };
+        match self.correlation.frame(SOURCE, envelope, last, outcome, now_ns, fill) {
+            Ok(Verdict::Ended(..)) => Judged::Ended,
+            Ok(Verdict::Dropped) => Judged::Dropped,
+            Err(rule) => Judged::Broke(rule),
+        }
+    }
+
+    /// Gives a waiter up; whether that ended it.
+    pub fn cancel(&self, waiter: &Waiter, now_ns: u64) -> bool {
+        self.correlation.end(waiter.admitted.root, Outcome::Cancelled, false, now_ns).is_some()
+    }
+
+    /// Ends what is due; the ids in the order in which they ended.
+    pub fn expire(&self, now_ns: u64) -> Vec<TraceId> {
+        self.ids(self.correlation.expire(now_ns, |_, _| false))
+    }
+
+    /// Ends everything; the ids in the order in which they ended.
+    pub fn end_all(&self, cause: Cause, now_ns: u64) -> Vec<TraceId> {
+        self.ids(self.correlation.end_all_of(SOURCE, cause, now_ns, |_, _| false))
+    }
+
+    fn ids(&self, ended: Vec<EndedRoot>) -> Vec<TraceId> {
+        ended.iter().map(|root| self.correlation.identity(root.index).trace_id).collect()
+    }
+
+    /// How the waiter ended, if it has; its place is free then. Call it again only after `None`.
+    pub fn take(&self, waiter: &Waiter) -> Option<End> {
+        let key = waiter.admitted.root;
+        if self.correlation.phase(key) != Phase::Ended {
+            return None;
+        }
+        let bytes = |len: u32| {
+            let words = self.correlation.cell(key.index).iter();
+            let bytes = words.flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes());
+            bytes.take(len as usize).collect()
+        };
+        let end = match self.correlation.outcome(key.index).0 {
+            Outcome::Inline { len } => End::Success(bytes(len)),
+            Outcome::Error { len } => End::Error(bytes(len)),
+            Outcome::Failed(cause) => End::Failed(cause),
+            Outcome::Cancelled => End::Cancelled,
+            Outcome::Block { .. } | Outcome::Heap => unreachable!("frames of this table are inline"),
+        };
+        self.correlation.free(key.index);
+        Some(end)
+    }
+
+    /// The table, counted.
+    pub fn audit(&self) -> Audit {
+        self.correlation.audit()
+    }
+
+    /// The counters.
+    pub fn counters(&self) -> Counters {
+        self.correlation.all_counters()
+    }
+
+    /// The events.
+    pub fn events(&self) -> Vec<Event> {
+        self.correlation.events()
+    }
+}

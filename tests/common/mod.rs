@@ -1,0 +1,151 @@
+//! What the test programs share: nodes of every kind, engines over them, and a `main` that watches for hangs
+//! and looks for what was left behind.
+#![allow(dead_code)] // each program uses a part of it
+
+pub mod nodes;
+pub mod watch;
+
+use std::time::Duration;
+
+use handbell::{
+    Category, Cause, Deadline, Drain, Engine, EngineBuilder, Failure, NodeId, Plan, Profile, StopReport,
+};
+
+pub use nodes::app;
+pub use watch::run;
+
+/// The variable by which processes started by this program, and what they start, are found again.
+pub const TOKEN: &str = "HANDBELL_TEST_TOKEN";
+
+/// What this program's processes carry.
+pub fn token() -> String {
+    // A process that a test started in the role of a parent carries it itself.
+    std::env::var(TOKEN).unwrap_or_else(|_| format!("test-program-{}", std::process::id()))
+}
+
+/// Tests with their names.
+#[macro_export]
+macro_rules! tests {
+    ($($test:ident),* $(,)?) => { vec![$((stringify!($test), $test as fn())),*] };
+}
+
+/// A test program: its first act is to serve if it is a worker.
+#[macro_export]
+macro_rules! program {
+    ($($test:ident),* $(,)?) => {
+        fn main() {
+            common::app().serve_if_worker();
+            common::run($crate::tests![$($test),*]);
+        }
+    };
+}
+
+/// An engine over these nodes, all in group `g`, in a worker process, to be stated further.
+pub fn engine(nodes: &[&str]) -> EngineBuilder {
+    app().engine(Plan::new().group("g", nodes.iter().copied())).env(TOKEN, token())
+}
+
+/// The same nodes in this process.
+pub fn memory_engine(nodes: &[&str]) -> EngineBuilder {
+    engine(nodes).profile(Profile::Memory)
+}
+
+/// A started engine and the first of its nodes.
+pub fn start(nodes: &[&str]) -> (Engine, NodeId) {
+    started(engine(nodes), nodes[0])
+}
+
+pub fn started(builder: EngineBuilder, node: &str) -> (Engine, NodeId) {
+    let engine = builder.start().expect("the engine starts");
+    let node = engine.node(node).expect("the plan has it");
+    (engine, node)
+}
+
+/// Far enough away that only a hang reaches it.
+pub fn far() -> Deadline {
+    Deadline::after(Duration::from_secs(60))
+}
+
+pub fn ms(ms: u64) -> Deadline {
+    Deadline::after(Duration::from_millis(ms))
+}
+
+/// Stops without anything in flight and checks the books.
+pub fn stop(engine: &Engine) -> StopReport {
+    let report = engine.stop(Drain::within(Duration::from_secs(30)));
+    balanced(engine);
+    report
+}
+
+/// Every request has ended once, and every place is free again.
+pub fn balanced(engine: &Engine) {
+    let (counters, audit) = (engine.counters(), engine.audit());
+    assert!(counters.balances(audit.in_flight), "{counters:?} {audit:?}");
+    assert_eq!(audit.in_flight, 0, "{counters:?} {audit:?}");
+    assert_eq!(audit.not_taken, 0, "{counters:?} {audit:?}");
+    assert_eq!(audit.ids_in_flight, 0, "{audit:?}");
+    assert_eq!(audit.free, engine.summary().max_in_flight as u64, "{audit:?}");
+}
+
+/// The failure of a call, of this category and with its exact message.
+pub fn failure(error: impl Into<handbell::CallError>, category: Category) -> Failure {
+    let error = error.into();
+    let handbell::CallError::Failed(failure) = error else { panic!("no failure: {error:?}") };
+    let what = match category {
+        Category::Timeout => "remote handoff timed out",
+        Category::Transport => "remote handoff transport failed",
+        Category::Execution => "remote handoff failed",
+        Category::Shutdown => "remote handoff shut down",
+    };
+    assert_eq!(failure.category(), category, "{failure:?}");
+    assert_eq!(failure.to_string(), format!("{what} for group '{}'", failure.group()));
+    failure
+}
+
+/// The cause of a transport failure.
+pub fn transport(error: impl Into<handbell::CallError>) -> Cause {
+    failure(error, Category::Transport).cause()
+}
+
+/// Looks until `is_so`; the watchdog ends what never becomes so.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let _waiting = watch::doing(what);
+    while !is_so() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Bytes that differ with seed and place.
+pub fn pattern(seed: u32, len: usize) -> Vec<u8> {
+    (0..len as u32)
+        .map(|i| (seed.wrapping_mul(2_654_435_761).wrapping_add(i.wrapping_mul(31)) >> 3) as u8)
+        .collect()
+}
+
+/// A small generator of numbers (xorshift64*), so that a failure can be repeated.
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) % limit
+    }
+}
+
+/// Whether the process runs (a zombie does not).
+pub fn is_alive(pid: i32) -> bool {
+    watch::state_of(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+pub fn kill(pid: i32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+    // It may be gone already.
+    let _ = rustix::process::kill_process(pid, signal);
+}
+
+/// The worker's process.
+pub fn worker_pid(engine: &Engine) -> i32 {
+    engine.summary().worker_pids[0]
+}

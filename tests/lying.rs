@@ -1,0 +1,499 @@
+//! A worker that lies: what is impossible ends it and nobody else, what is merely wrong is counted.
+//!
+//! The workers of this program are raw: each request's payload tells which lie to tell, with numbers behind
+//! the word. The engine is the ordinary one, through its public face.
+
+use std::time::{Duration, Instant};
+
+use handbell::testing::{self, Envelope, RawRequest, RawWorker, flags, kind, status};
+use handbell::{
+    Category, Cause, Drain, Engine, EngineBuilder, EventKind, ExecutionClass, KilledFor, NodeId, Rule,
+    StopMode, TryDispatchError,
+};
+
+mod common;
+use common::{
+    Numbers, balanced, engine, failure, far, is_alive, ms, started, stop, transport, until, worker_pid,
+};
+
+fn main() {
+    testing::serve_raw_if_worker(&common::app(), lie);
+    common::run(tests![
+        an_honest_raw_worker_serves,
+        rule_commit_word,
+        rule_kind,
+        rule_status,
+        rule_flags,
+        rule_payload_length,
+        rule_payload_place,
+        rule_block_held,
+        rule_ticket,
+        rule_last_out_of_order,
+        rule_error_payload,
+        handoff_03_identity_is_taken_from_the_request,
+        handoff_05_replies_published_before_a_death_are_delivered,
+        handoff_d_01_of_three_terminals_the_first_counts,
+        handoff_d_02_an_answer_after_the_timeout_is_late,
+        reply_09_b_never_sees_the_answer_of_a,
+        outputs_that_lead_nowhere_are_counted,
+        a_worker_that_never_answers_last_frees_nothing,
+        a_last_without_a_terminal_completes_empty,
+        words_that_only_the_worker_reads_may_be_anything,
+        a_lie_while_nobody_waits_is_found,
+        garbage_all_over_the_reply_segment,
+    ]);
+}
+
+// ---- in the worker ----
+
+fn lie(raw: &mut RawWorker) {
+    let mut kept: Vec<RawRequest> = Vec::new();
+    while let Some(request) = raw.receive() {
+        raw.begin(&request);
+        let text = String::from_utf8_lossy(&request.payload).into_owned();
+        let mut words = text.split(' ');
+        let what = words.next().unwrap_or_default();
+        let numbers: Vec<u64> = words.filter_map(|word| word.parse().ok()).collect();
+        let number = |i: usize| numbers.get(i).copied().unwrap_or(0);
+        let honest = request.answer(0);
+        let going = match what {
+            "keep" => {
+                kept.push(request);
+                true
+            }
+            "answer_kept" => {
+                let all = kept.drain(..).all(|kept| raw.reply(&kept, b"kept"));
+                all && raw.reply(&request, b"own")
+            }
+            "answer_and_exit" => {
+                for kept in kept.drain(..) {
+                    raw.reply(&kept, b"kept");
+                }
+                raw.reply(&request, b"own");
+                std::process::exit(4);
+            }
+            "commit_word" => {
+                raw.poker().poke(raw.commit_word_at(0), number(0));
+                true
+            }
+            "kind" => raw.send(Envelope { kind: number(0) as u8, ..honest }, b""),
+            "status" => raw.send(Envelope { status: number(0) as u8, ..honest }, b""),
+            "flags" => raw.send(Envelope { flags: number(0) as u16, ..honest }, b""),
+            "payload" => {
+                let (payload_at, payload_len) = (number(0) as u32, number(1) as u32);
+                raw.send(Envelope { payload_at, payload_len, ..honest }, b"")
+            }
+            "slot" => {
+                let ticket = testing::ticket(number(0) as u32, honest.ticket >> 24);
+                raw.send(Envelope { ticket, ..honest }, b"")
+            }
+            "generation" => {
+                let ticket = testing::ticket(0, (honest.ticket >> 24) + number(0));
+                raw.send(Envelope { ticket, ..honest }, b"")
+            }
+            "error" => {
+                let payload = &request.payload[6..];
+                let envelope =
+                    Envelope { status: status::ERROR, payload_len: payload.len() as u32, ..honest };
+                raw.send(envelope, payload)
+            }
+            "error_class" => {
+                let class = [ExecutionClass::NodeError, ExecutionClass::Misrouted][number(0) as usize];
+                let payload = testing::error_payload(class, 3, "text");
+                raw.send(
+                    Envelope { status: status::ERROR, payload_len: payload.len() as u32, ..honest },
+                    &payload,
+                )
+            }
+            "error_block" => {
+                raw.send(Envelope { status: status::ERROR, payload_at: 1, payload_len: 8, ..honest }, b"")
+            }
+            "foreign" => foreign(raw, honest) && raw.reply(&request, b"own"),
+            "foreign_last" => raw.send(Envelope { reply_to: !honest.reply_to, ..honest }, b""),
+            "thrice" => {
+                let first = Envelope { flags: 0, payload_len: 1, ..honest };
+                raw.send(first, b"1")
+                    && raw.send(first, b"2")
+                    && raw.send(Envelope { flags: flags::LAST, ..first }, b"3")
+            }
+            "no_last" => raw.send(Envelope { flags: 0, payload_len: 4, ..honest }, b"word"),
+            "output" => {
+                let output = Envelope { kind: kind::OUTPUT, flags: 0, ..honest };
+                raw.send(output, b"") && raw.reply(&request, b"own")
+            }
+            "late_output" => {
+                let output = Envelope { kind: kind::OUTPUT, flags: 0, ..honest };
+                raw.send(Envelope { flags: 0, ..honest }, b"")
+                    && raw.send(output, b"")
+                    && raw.send(Envelope { kind: kind::DONE, ..honest }, b"")
+            }
+            "done" => raw.send(Envelope { kind: kind::DONE, ..honest }, b""),
+            "own_words" => {
+                // Every control word of the segment, long before the slots begin.
+                (128..640).step_by(8).for_each(|at| raw.poker().poke(at, number(0)));
+                raw.reply(&request, b"own")
+            }
+            "garbage" => {
+                garbage(raw, number(0));
+                raw.reply(&request, b"own")
+            }
+            _ => raw.reply(&request, &request.payload),
+        };
+        if !going {
+            return;
+        }
+    }
+}
+
+/// Four answers that are each somebody else's in one field.
+fn foreign(raw: &mut RawWorker, honest: Envelope) -> bool {
+    let honest = Envelope { flags: 0, ..honest };
+    [
+        Envelope { trace_id: [honest.trace_id[0], !honest.trace_id[1]], ..honest },
+        Envelope { reply_to: honest.reply_to + 1, ..honest },
+        Envelope { run: !honest.run, ..honest },
+        Envelope { scenario: !honest.scenario, ..honest },
+    ]
+    .into_iter()
+    .all(|envelope| raw.send(envelope, b""))
+}
+
+/// Writes words all over the reply segment from a thread of its own, from now on.
+fn garbage(raw: &RawWorker, seed: u64) {
+    let poker = raw.poker();
+    std::thread::spawn(move || {
+        let mut numbers = Numbers(seed);
+        loop {
+            // Mostly where it matters: control words and the first slots.
+            let limit = if numbers.below(3) == 0 { poker.bytes() as u64 } else { 8192 };
+            let at = numbers.below(limit / 8) as usize * 8;
+            let word = match numbers.below(4) {
+                0 => numbers.below(200),
+                1 => u64::MAX - numbers.below(3),
+                2 => numbers.below(1 << 40) << 24 | numbers.below(70),
+                _ => numbers.below(1 << 53) << 11,
+            };
+            poker.poke(at, word);
+            std::thread::sleep(Duration::from_micros(numbers.below(300)));
+        }
+    });
+}
+
+// ---- in the engine ----
+
+fn raw_engine() -> EngineBuilder {
+    engine(&["echo"])
+}
+
+fn start() -> (Engine, NodeId) {
+    started(raw_engine(), "echo")
+}
+
+/// This lie is impossible: it ends the worker and all that is open there, and nothing else.
+fn breaks(builder: EngineBuilder, rule: Rule, lies: &[&str]) {
+    let (honest, _) = start();
+    let (engine, node) = started(builder, "echo");
+    let pid = worker_pid(&engine);
+    assert_eq!(*engine.call(node, b"honest", far()).unwrap().bytes(), *b"honest");
+    let ask = |text: &str| engine.request(node).deadline(far()).dispatch(text.as_bytes());
+    let open: Vec<_> = (0..3).map(|_| ask("keep").unwrap()).collect();
+    let mut held = Vec::new();
+    let (last, before) = lies.split_last().expect("at least one");
+    for lie in before {
+        held.push(engine.call(node, lie.as_bytes(), far()).expect("a lie that is not found out yet"));
+    }
+    let cause = Cause::Killed(KilledFor::Corruption(rule));
+    let lied = ask(last).unwrap();
+    assert_eq!(transport(lied.wait().unwrap_err()), cause, "{last}");
+    for open in open {
+        let failure = failure(open.wait().unwrap_err(), Category::Transport);
+        assert_eq!(failure.cause(), cause, "{last}");
+    }
+    until("the worker is gone", || !is_alive(pid));
+    assert_eq!(transport(engine.call(node, b"honest", far()).unwrap_err()), cause);
+    assert_eq!(*honest.call(node, b"others go on", far()).unwrap().bytes(), *b"others go on");
+    drop(held);
+    let report = stop(&engine);
+    assert_eq!((report.workers[0].mode, report.workers[0].cause), (StopMode::Forced, Cause::Signal(9)));
+    stop(&honest);
+}
+
+/// Lies of which each is told alone, behind open requests.
+fn each_breaks(rule: Rule, lies: &[&str]) {
+    for lie in lies {
+        breaks(raw_engine(), rule, &[lie]);
+    }
+}
+
+/// What an honest worker does besides: nothing breaks.
+fn an_honest_raw_worker_serves() {
+    let (engine, node) = start();
+    for i in 0u32..2000 {
+        assert_eq!(engine.call(node, &i.to_le_bytes(), far()).unwrap().to_value::<u32>(), Some(i));
+    }
+    let open = engine.request(node).dispatch(b"keep").unwrap();
+    assert_eq!(*engine.call(node, b"answer_kept", far()).unwrap().bytes(), *b"own");
+    assert_eq!(*open.wait().unwrap().bytes(), *b"kept");
+    assert_eq!(stop(&engine).workers[0].mode, StopMode::Graceful);
+}
+
+fn rule_commit_word() {
+    each_breaks(
+        Rule::CommitWord,
+        &["commit_word 57005", "commit_word 18446744073709551615", "commit_word 1"],
+    );
+}
+
+fn rule_kind() {
+    // Execute, pad, and what is none.
+    each_breaks(Rule::Kind, &["kind 1", "kind 5", "kind 0", "kind 255"]);
+}
+
+fn rule_status() {
+    each_breaks(Rule::Status, &["status 2", "status 255"]);
+}
+
+fn rule_flags() {
+    each_breaks(Rule::Flags, &["flags 4", "flags 32769"]);
+}
+
+fn rule_payload_length() {
+    // Inline: 192 bytes. Arena: 262,144 bytes, of which 4,096 lie behind its unit 4,033.
+    each_breaks(
+        Rule::PayloadLength,
+        &["payload 0 193", "payload 0 4294967295", "payload 1 262145", "payload 4033 4097"],
+    );
+}
+
+fn rule_payload_place() {
+    each_breaks(Rule::PayloadPlace, &["payload 4097 0", "payload 4294967295 1"]);
+    // Units of 256 bytes here: not at the start of one.
+    breaks(raw_engine().reply_arena_bytes(1 << 20), Rule::PayloadPlace, &["payload 2 10"]);
+}
+
+/// As [`breaks`], with nothing open before it, so that LAST is in order.
+fn breaks_alone(rule: Rule, before: &[&str], lie: &str) {
+    let (engine, node) = start();
+    let held: Vec<_> = before.iter().map(|lie| engine.call(node, lie.as_bytes(), far()).unwrap()).collect();
+    let behind: Vec<_> =
+        ["keep", "keep"].map(|_| engine.request(node).dispatch(b"keep")).into_iter().collect();
+    drop(behind);
+    let cause = Cause::Killed(KilledFor::Corruption(rule));
+    assert_eq!(transport(engine.call(node, lie.as_bytes(), far()).unwrap_err()), cause, "{lie}");
+    drop(held);
+    stop(&engine);
+}
+
+fn rule_block_held() {
+    breaks_alone(Rule::BlockHeld, &["payload 1 300"], "payload 1 300");
+    breaks_alone(Rule::BlockHeld, &["payload 1 300", "payload 65 10"], "payload 65 0");
+    // Once it has gone back it may be named again.
+    let (engine, node) = start();
+    for _ in 0..3 {
+        assert_eq!(engine.call(node, b"payload 1 300", far()).unwrap().len(), 300);
+    }
+    stop(&engine);
+}
+
+fn rule_ticket() {
+    each_breaks(Rule::Ticket, &["slot 16777215", "slot 8192", "generation 1000", "generation 549755813000"]);
+}
+
+fn rule_last_out_of_order() {
+    // Three are open before it.
+    each_breaks(Rule::LastOutOfOrder, &["honest", "done"]);
+}
+
+fn rule_error_payload() {
+    for lie in ["error ", "error x", "error not an error payload", "error_block"] {
+        breaks_alone(Rule::ErrorPayload, &[], lie);
+    }
+    let (engine, node) = start();
+    for (i, class) in [ExecutionClass::NodeError, ExecutionClass::Misrouted].into_iter().enumerate() {
+        let error = engine.call(node, format!("error_class {i}").as_bytes(), far()).unwrap_err();
+        assert_eq!(failure(error, Category::Execution).cause(), Cause::Execution { class, code: 3 });
+    }
+    assert_eq!(engine.counters().misrouted, 1);
+    stop(&engine);
+}
+
+fn handoff_03_identity_is_taken_from_the_request() {
+    let (engine, node) = start();
+    let ask = |text: &[u8]| {
+        let request = engine.request(node).trace_id(0xABCD_u128).reply_to(6).tags(7, 8).deadline(far());
+        request.call(text).unwrap()
+    };
+    let reply = ask(b"foreign");
+    assert_eq!((&*reply.bytes(), reply.identity().reply_to), (&b"own"[..], 6));
+    let counters = engine.counters();
+    assert_eq!((counters.rejected, counters.rejected_terminal, counters.terminals_received), (4, 4, 5));
+    assert_eq!((counters.duplicate_terminal, counters.late_reply_drop, counters.completed()), (0, 0, 1));
+    // With LAST its branch is over all the same, and nothing of the payload counts.
+    let reply = ask(b"foreign_last");
+    assert!(reply.is_empty());
+    let rejected = engine.events().into_iter().filter(|event| event.kind == EventKind::Rejected);
+    assert_eq!((rejected.count(), engine.counters().completed_by_last), (5, 1));
+    stop(&engine);
+}
+
+fn handoff_05_replies_published_before_a_death_are_delivered() {
+    for _ in 0..20 {
+        let (engine, node) = start();
+        let ask = |text: &str| engine.request(node).deadline(far()).dispatch(text.as_bytes()).unwrap();
+        let kept: Vec<_> = (0..50).map(|_| ask("keep")).collect();
+        let last = ask("answer_and_exit");
+        let behind = engine.request(node).deadline(far()).dispatch(b"never read");
+        for pending in kept {
+            assert_eq!(*pending.wait().unwrap().bytes(), *b"kept");
+        }
+        assert_eq!(*last.wait().unwrap().bytes(), *b"own");
+        let behind = behind.map_or_else(transport, |pending| transport(pending.wait().unwrap_err()));
+        assert_eq!(behind, Cause::Exit(4));
+        stop(&engine);
+    }
+}
+
+fn handoff_d_01_of_three_terminals_the_first_counts() {
+    let (engine, node) = start();
+    for count in 1..=100 {
+        assert_eq!(*engine.call(node, b"thrice", far()).unwrap().bytes(), *b"1");
+        engine.call(node, b"honest", far()).unwrap();
+        let counters = engine.counters();
+        assert_eq!((counters.duplicate_terminal, counters.terminals_that_ended), (2 * count, 2 * count));
+    }
+    assert_eq!(engine.counters().late_reply_drop, 0);
+    stop(&engine);
+}
+
+fn handoff_d_02_an_answer_after_the_timeout_is_late() {
+    let (engine, node) = start();
+    for count in 1..=10 {
+        failure(engine.call(node, b"keep", ms(5)).unwrap_err(), Category::Timeout);
+        // Skipped by nobody: this worker looks at no deadline.
+        assert_eq!(*engine.call(node, b"answer_kept", far()).unwrap().bytes(), *b"own");
+        let counters = engine.counters();
+        assert_eq!((counters.late_reply_drop, counters.expired, counters.completed()), (count, count, count));
+    }
+    balanced(&engine);
+    stop(&engine);
+}
+
+fn reply_09_b_never_sees_the_answer_of_a() {
+    // One place in the table: B takes the slot of A.
+    let (engine, node) = started(raw_engine().max_in_flight(1), "echo");
+    for count in 1..=10 {
+        failure(engine.call(node, b"keep", ms(5)).unwrap_err(), Category::Timeout);
+        let b = engine.request(node).deadline(far()).call(b"answer_kept").unwrap();
+        assert_eq!(*b.bytes(), *b"own");
+        assert_eq!(engine.counters().late_reply_drop, count);
+    }
+    stop(&engine);
+}
+
+fn outputs_that_lead_nowhere_are_counted() {
+    let (engine, node) = start();
+    assert_eq!(*engine.call(node, b"output", far()).unwrap().bytes(), *b"own");
+    assert!(engine.call(node, b"late_output", far()).unwrap().is_empty());
+    engine.call(node, b"honest", far()).unwrap();
+    let counters = engine.counters();
+    assert_eq!((counters.rejected, counters.rejected_terminal, counters.late_output_drop), (1, 0, 1));
+    assert_eq!((counters.duplicate_terminal, counters.completed_by_terminal), (0, 3));
+    stop(&engine);
+}
+
+fn a_worker_that_never_answers_last_frees_nothing() {
+    let (engine, node) = started(raw_engine().slots(4), "echo");
+    for _ in 0..4 {
+        assert_eq!(*engine.call(node, b"no_last", far()).unwrap().bytes(), *b"word");
+    }
+    // Answered, but nothing says that the worker does not read them any more.
+    let busy = engine.request(node).try_dispatch(b"honest");
+    assert!(matches!(busy, Err(TryDispatchError::Busy(_))));
+    failure(
+        engine.request(node).deadline(ms(30)).dispatch(b"honest").map(drop).unwrap_err(),
+        Category::Timeout,
+    );
+    assert_eq!(engine.counters().registered, 4);
+    stop(&engine);
+}
+
+fn a_last_without_a_terminal_completes_empty() {
+    let (engine, node) = start();
+    for _ in 0..5 {
+        assert!(engine.call(node, b"done", far()).unwrap().is_empty());
+    }
+    assert_eq!(engine.counters().completed_by_last, 5);
+    stop(&engine);
+}
+
+fn words_that_only_the_worker_reads_may_be_anything() {
+    let (engine, node) = start();
+    for word in [0, 1, 7, u64::MAX, 0x0101_0101_0101_0101] {
+        for _ in 0..20 {
+            let reply = engine.call(node, format!("own_words {word}").as_bytes(), far()).unwrap();
+            assert_eq!(*reply.bytes(), *b"own");
+        }
+    }
+    stop(&engine);
+}
+
+fn a_lie_while_nobody_waits_is_found() {
+    let (engine, node) = start();
+    let pending = engine.request(node).dispatch(b"kind 77").unwrap();
+    engine.request(node).dispatch(b"keep").unwrap().detach();
+    let pid = worker_pid(&engine);
+    until("the worker is gone", || !is_alive(pid));
+    until("both have ended", || engine.counters().failed == 2);
+    assert_eq!(transport(pending.wait().unwrap_err()), Cause::Killed(KilledFor::Corruption(Rule::Kind)));
+    balanced(&engine);
+    stop(&engine);
+}
+
+fn garbage_all_over_the_reply_segment() {
+    let begin = Instant::now();
+    let (mut rounds, mut replies, mut failures) = (0u64, 0u64, 0u64);
+    while begin.elapsed() < Duration::from_secs(5) {
+        rounds += 1;
+        let builder = raw_engine().slots(16).max_in_flight(32).reply_arena_bytes(4096);
+        let (engine, node) = started(builder.term_timeout(Duration::from_millis(200)), "echo");
+        let _ = engine.call(node, format!("garbage {rounds}").as_bytes(), ms(500));
+        let (taken, ended) = (std::sync::atomic::AtomicU64::new(0), std::sync::atomic::AtomicU64::new(0));
+        let add =
+            |count: &std::sync::atomic::AtomicU64| count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let until = Instant::now() + Duration::from_millis(100);
+                    let mut window = Vec::new();
+                    while Instant::now() < until {
+                        match engine.request(node).deadline(ms(100)).dispatch(b"ordinary") {
+                            Ok(pending) => {
+                                add(&taken);
+                                window.push(pending);
+                            }
+                            Err(_) => break,
+                        }
+                        if window.len() == 6 {
+                            let _ = window.remove(0).wait();
+                            add(&ended);
+                        }
+                    }
+                    for pending in window {
+                        let _ = pending.wait();
+                        add(&ended);
+                    }
+                });
+            }
+        });
+        let [taken, ended] = [taken, ended].map(|count| count.into_inner());
+        assert_eq!(taken, ended);
+        engine.stop(Drain::within(Duration::from_millis(50)));
+        let counters = engine.counters();
+        replies += counters.completed();
+        failures += counters.failed + counters.expired;
+        // Frames may lie about anything but the books.
+        balanced(&engine);
+    }
+    println!("garbage: {rounds} workers, {replies} replies, {failures} failures");
+    assert!(failures > 0);
+}

@@ -1,0 +1,292 @@
+//! Payloads in shared memory: MEMORY-01, sizes, loans, views, and what happens when there is no room.
+
+use std::time::Duration;
+
+use handbell::{
+    CallError, Category, Cause, DispatchError, ExecutionClass, Reply, StopMode, TryDispatchError, Waiting,
+    testing,
+};
+
+mod common;
+use common::{Numbers, engine, failure, far, ms, pattern, start, started, stop, until};
+
+program!(
+    memory_01_a_requests_bytes_stay_until_its_node_returns,
+    memory_01_a_replys_bytes_stay_until_it_is_let_go,
+    memory_01_a_payload_is_exactly_its_own_bytes,
+    large_payloads_go_both_ways,
+    a_loan_is_written_in_place,
+    a_loan_goes_back_when_dropped,
+    an_arena_of_4_kib_works_to_its_last_byte,
+    a_reply_too_large_is_an_execution_failure,
+    views_outlive_stop_and_engine,
+    an_arena_full_of_views_refuses_until_the_deadline,
+    rings_of_two_slots_carry_any_window,
+    a_full_reply_ring_makes_the_worker_wait,
+    threads_share_small_arenas,
+);
+
+fn memory_01_a_requests_bytes_stay_until_its_node_returns() {
+    let builder = engine(&["checked", "changed", "echo"]).slots(4).request_arena_bytes(4096);
+    let (engine, checked) = started(builder, "checked");
+    let [changed, echo] = ["changed", "echo"].map(|name| engine.node(name).unwrap());
+    let mut position = 0;
+    for (round, len) in [100, 4000, 190, 2000, 100, 3000].into_iter().enumerate() {
+        let deadline = if round % 3 == 2 { ms(1) } else { far() };
+        let request =
+            engine.request(checked).deadline(deadline).dispatch(&vec![round as u8 + 1; len]).unwrap();
+        until("it runs or is skipped", || {
+            testing::has_begun(&engine, position) || engine.audit().in_flight == 0
+        });
+        // Its waiter is gone while the node reads; slot and block are not for others yet.
+        match round % 3 {
+            0 => request.cancel(),
+            1 => drop(request),
+            _ => drop(request.wait()),
+        }
+        for fill in [0xAA, 0xBB, 0xCC] {
+            let reply = engine.call(echo, &vec![fill; len], far()).unwrap();
+            assert!(reply.bytes().iter().all(|byte| *byte == fill));
+        }
+        position += 4;
+    }
+    assert_eq!(u32::from_le_bytes(engine.call_as(changed, b"", far()).unwrap()), 0);
+    stop(&engine);
+}
+
+fn memory_01_a_replys_bytes_stay_until_it_is_let_go() {
+    let (engine, large) = start(&["large"]);
+    let ask = |len: usize| engine.call(large, len.to_string().as_bytes(), far()).unwrap();
+    let held: Vec<Reply> = (1..=20).map(|i| ask(200 + 350 * i)).collect();
+    for i in 0..200 {
+        let len = 193 + 97 * (i % 50);
+        assert!(*ask(len).bytes() == pattern(len as u32, len));
+    }
+    for reply in held {
+        let expected = pattern(reply.len() as u32, reply.len());
+        assert!(reply.in_place().is_some() && *reply.bytes() == expected);
+        let mut part = [0; 100];
+        reply.copy_to(100, &mut part);
+        assert_eq!(part, expected[100..200]);
+        assert_eq!(reply.read_at(reply.len() - 1), expected.last().copied());
+        assert_eq!(reply.read_at(reply.len()), None);
+        assert!(reply.into_vec() == expected);
+    }
+    stop(&engine);
+}
+
+fn memory_01_a_payload_is_exactly_its_own_bytes() {
+    let (engine, echo) = started(engine(&["echo"]).slots(2).request_arena_bytes(4096), "echo");
+    for len in [4096, 1, 192, 0, 4000, 193, 5, 64, 3] {
+        // What stood in the slot or block before is longer and full of other bytes.
+        drop(engine.call(echo, &[0xEE; 192], far()).unwrap());
+        drop(engine.call(echo, &[0xEE; 4096], far()).unwrap());
+        let payload = pattern(len as u32 + 7, len);
+        let reply = engine.call(echo, &payload, far()).unwrap();
+        assert_eq!(reply.len(), len);
+        assert!(*reply.bytes() == payload, "{len} bytes");
+        assert_eq!(reply.read_at(len), None);
+    }
+    stop(&engine);
+}
+
+fn large_payloads_go_both_ways() {
+    for waiting in [Waiting::Adaptive, Waiting::Block] {
+        let builder =
+            engine(&["echo"]).request_arena_bytes(1 << 20).reply_arena_bytes(1 << 20).waiting(waiting);
+        let (engine, echo) = started(builder, "echo");
+        for len in [193, 4096, 65_537, 500_000, 1 << 20] {
+            let payload = pattern(len as u32, len);
+            let reply = engine.call(echo, &payload, far()).unwrap();
+            assert!(reply.len() == len && *reply.bytes() == payload, "{len} bytes");
+        }
+        // Several at once, more than both arenas hold.
+        let payloads: Vec<_> = (0..12).map(|i| pattern(i, 300_000)).collect();
+        std::thread::scope(|scope| {
+            for payload in &payloads {
+                let engine = &engine;
+                scope.spawn(move || {
+                    let reply = engine.call(echo, payload, far()).unwrap();
+                    assert!(*reply.bytes() == *payload);
+                });
+            }
+        });
+        stop(&engine);
+    }
+}
+
+fn a_loan_is_written_in_place() {
+    let (engine, echo) = start(&["echo"]);
+    for len in [0, 10, 192, 193, 10_000, 256 << 10] {
+        let payload = pattern(len as u32, len);
+        let request = engine.request(echo).trace_id(3).reply_to(4).deadline(far());
+        let mut loan = request.loan(len).unwrap();
+        assert_eq!(loan.len(), len);
+        loan.copy_from_slice(&payload);
+        let reply = loan.dispatch().unwrap().wait().unwrap();
+        assert!(*reply.bytes() == payload && reply.identity().reply_to == 4, "{len} bytes");
+        // The largest takes the whole reply arena.
+        drop(reply);
+        let mut loan = engine.request(echo).deadline(far()).loan_zeroed(len).unwrap();
+        assert!(loan.iter().all(|byte| *byte == 0));
+        loan.truncate(len / 2);
+        loan.truncate(len);
+        assert_eq!(loan.call().unwrap().len(), len / 2);
+    }
+    let error = engine.request(echo).loan((256 << 10) + 1).map(drop).unwrap_err();
+    assert_eq!(error.to_string(), "the payload has 262145 bytes, the limit is 262144");
+    stop(&engine);
+}
+
+fn a_loan_goes_back_when_dropped() {
+    let (engine, echo) = started(engine(&["echo"]).request_arena_bytes(4096), "echo");
+    for _ in 0..10 {
+        let loan = engine.request(echo).loan(4096).unwrap();
+        // The arena is out: who needs some waits or is told.
+        let full = engine.request(echo).try_dispatch(&[1; 300]);
+        assert!(matches!(full, Err(TryDispatchError::Busy(_))), "{full:?}");
+        let waited = engine.request(echo).deadline(ms(5)).loan(300).map(drop).unwrap_err();
+        failure(waited, Category::Timeout);
+        drop(loan);
+        assert_eq!(engine.call(echo, &[1; 4096], far()).unwrap().len(), 4096);
+    }
+    assert_eq!(engine.counters().registered, 10);
+    stop(&engine);
+}
+
+fn an_arena_of_4_kib_works_to_its_last_byte() {
+    let builder = engine(&["echo"]).request_arena_bytes(4096).reply_arena_bytes(4096);
+    let (engine, echo) = started(builder, "echo");
+    for len in (193..=4096).step_by(13).chain([4095, 4096]) {
+        let payload = pattern(len as u32, len);
+        assert!(*engine.call(echo, &payload, far()).unwrap().bytes() == payload, "{len} bytes");
+    }
+    assert_eq!(engine.summary().max_payload, 4096);
+    let said = "the payload has 4097 bytes, the limit is 4096";
+    let refused = engine.call(echo, &[0; 4097], far()).unwrap_err();
+    assert!(matches!(refused, CallError::TooLarge { size: 4097, limit: 4096 }), "{refused:?}");
+    assert_eq!(refused.to_string(), said);
+    let refused = engine.request(echo).dispatch(&[0; 4097]).map(drop).unwrap_err();
+    assert!(matches!(refused, DispatchError::TooLarge { .. }) && refused.to_string() == said);
+    assert!(matches!(engine.request(echo).try_dispatch(&[0; 4097]), Err(TryDispatchError::Refused(_))));
+    stop(&engine);
+}
+
+fn a_reply_too_large_is_an_execution_failure() {
+    let (engine, large) = started(engine(&["large", "large_emit"]).reply_arena_bytes(4096), "large");
+    let emit = engine.node("large_emit").unwrap();
+    for node in [large, emit] {
+        assert_eq!(engine.call(node, b"4096", far()).unwrap().len(), 4096);
+        let failure = failure(engine.call(node, b"4097", far()).unwrap_err(), Category::Execution);
+        assert_eq!(failure.cause(), Cause::Execution { class: ExecutionClass::TooLarge, code: 0 });
+    }
+    stop(&engine);
+}
+
+fn views_outlive_stop_and_engine() {
+    let (engine, large) = start(&["large", "echo"]);
+    let view = engine.call(large, b"50000", far()).unwrap();
+    let waiting = engine.request(large).deadline(far()).dispatch(b"3000").unwrap();
+    let report = engine.stop(handbell::Drain::within(Duration::from_secs(30)));
+    assert_eq!(report.workers[0].mode, StopMode::Graceful);
+    drop(engine);
+    // Not even looked at until now.
+    let late = waiting.wait().unwrap();
+    assert!(*late.bytes() == pattern(3000, 3000));
+    assert!(view.in_place().is_some() && *view.bytes() == pattern(50_000, 50_000));
+    assert_eq!(view.read_at(49_999), pattern(50_000, 50_000).last().copied());
+    std::thread::spawn(move || drop(view)).join().unwrap();
+}
+
+fn an_arena_full_of_views_refuses_until_the_deadline() {
+    let builder = engine(&["guarded", "refused", "large"]).reply_arena_bytes(4096);
+    let (engine, guarded) = started(builder, "guarded");
+    let [refused, large] = ["refused", "large"].map(|name| engine.node(name).unwrap());
+    let ask = |deadline| engine.call(guarded, b"2000", deadline);
+    let views = [ask(far()).unwrap(), ask(far()).unwrap()];
+    // Deadline and refusal come at one time: the caller gets whichever is first, and nothing else.
+    match ask(ms(100)).unwrap_err() {
+        CallError::Failed(failure) if failure.category() == Category::Timeout => {}
+        error => {
+            let cause = failure(error, Category::Execution).cause();
+            assert_eq!(cause, Cause::Execution { class: ExecutionClass::NoRoom, code: 0 });
+        }
+    }
+    // Small replies need no block, and the worker says what it was refused.
+    assert_eq!(u32::from_le_bytes(engine.call_as(refused, b"", far()).unwrap()), 1);
+    assert!(views.iter().all(|view| *view.bytes() == pattern(1, 2000)));
+    // Who waits long enough gets the room that a view gives back.
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| ask(far()).unwrap().len());
+        std::thread::sleep(Duration::from_millis(30));
+        assert!(!waiter.is_finished());
+        drop(views);
+        assert_eq!(waiter.join().unwrap(), 2000);
+    });
+    assert_eq!(engine.call(large, b"4096", far()).unwrap().len(), 4096, "all of it is free again");
+    stop(&engine);
+}
+
+fn rings_of_two_slots_carry_any_window() {
+    for waiting in [Waiting::Spin, Waiting::Adaptive, Waiting::Block] {
+        let builder = engine(&["echo"]).slots(2).slot_bytes(128).waiting(waiting);
+        let (engine, echo) = started(builder, "echo");
+        let mut window = std::collections::VecDeque::new();
+        for i in 0u32..500 {
+            let payload = pattern(i, [4, 64, 65, 500][i as usize % 4]);
+            window.push_back((engine.request(echo).deadline(far()).dispatch(&payload).unwrap(), payload));
+            if window.len() == 100 {
+                let (pending, payload) = window.pop_front().unwrap();
+                assert!(*pending.wait().unwrap().bytes() == payload);
+            }
+        }
+        for (pending, payload) in window {
+            assert!(*pending.wait().unwrap().bytes() == payload);
+        }
+        stop(&engine);
+    }
+}
+
+fn a_full_reply_ring_makes_the_worker_wait() {
+    // Twenty frames for a ring of two, and nobody reads until the worker has waited.
+    let (engine, burst) = started(engine(&["burst"]).slots(2), "burst");
+    for _ in 0..5 {
+        let pending = engine.request(burst).deadline(far()).dispatch(b"abcdefghijklmnopqrst").unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(*pending.wait().unwrap().bytes(), *b"a");
+    }
+    until("all frames are read", || {
+        drop(engine.call(burst, b"x", far()).unwrap());
+        engine.counters().duplicate_terminal >= 5 * 19
+    });
+    assert_eq!(engine.counters().duplicate_terminal, 5 * 19);
+    stop(&engine);
+}
+
+fn threads_share_small_arenas() {
+    let builder = engine(&["echo"]).slots(8).request_arena_bytes(65_536).reply_arena_bytes(65_536);
+    let (engine, echo) = started(builder, "echo");
+    std::thread::scope(|scope| {
+        for thread in 0..4u32 {
+            let engine = engine.clone();
+            scope.spawn(move || {
+                let mut numbers = Numbers(u64::from(thread) + 77);
+                for call in 0..1500 {
+                    let len = [10, 190, 500, 5000, 40_000][numbers.below(5) as usize];
+                    let payload = pattern(thread << 16 | call, len);
+                    let reply = match numbers.below(3) {
+                        0 => {
+                            let mut loan = engine.request(echo).deadline(far()).loan(len).unwrap();
+                            loan.copy_from_slice(&payload);
+                            loan.call().unwrap()
+                        }
+                        1 => engine.request(echo).deadline(far()).dispatch(&payload).unwrap().wait().unwrap(),
+                        _ => engine.call(echo, &payload, far()).unwrap(),
+                    };
+                    assert!(*reply.bytes() == payload);
+                }
+            });
+        }
+    });
+    stop(&engine);
+}
