@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::generator::{Random, generate};
 use super::policy::{Decision, Policy, Rules};
@@ -46,9 +47,10 @@ impl Oracle {
     }
 
     fn answer(&mut self, line: &[u8]) -> String {
-        let fields: BTreeMap<String, Value> = serde_json::from_slice(line).unwrap_or_default();
-        let text = |name: &str| match fields.get(name) {
-            Some(Value::String(text)) => Some(text.clone()),
+        let text = std::str::from_utf8(line).unwrap_or_default();
+        let fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(text).unwrap_or_default();
+        let text = |name: &str| match serde_json::from_str(fields.get(name)?.get()) {
+            Ok(Value::String(text)) => Some(text),
             _ => None,
         };
         let trimmed = |name: &str| text(name).map(|text| text.trim_matches(char::is_whitespace).to_string());
