@@ -2,7 +2,7 @@
 //! whether it has been ended or its lane has died meanwhile.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use super::correlation::{Admission, Admitted, Outcome, Phase, Refused, RootKey};
@@ -242,15 +242,19 @@ impl Shared {
             if next == Next::Sleep {
                 let until_ns = if outbound.deadline_ns == 0 { u64::MAX } else { outbound.deadline_ns };
                 let seen = self.room_made.load(Ordering::SeqCst);
-                // Room that came between the last try and this reading is found now.
-                if try_again() {
+                link.begin_waiting_for_room();
+                let found = try_again();
+                if !found {
+                    link.sleep(&self.correlation, Sleeper::Room(Arc::clone(&word)), until_ns, || {
+                        link.is_live()
+                            && !self.stopping.load(Ordering::SeqCst)
+                            && self.room_made.load(Ordering::SeqCst) == seen
+                    });
+                }
+                link.end_waiting_for_room();
+                if found {
                     break Ok(());
                 }
-                link.sleep(&self.correlation, Sleeper::Room(Arc::clone(&word)), until_ns, || {
-                    link.is_live()
-                        && !self.stopping.load(Ordering::SeqCst)
-                        && self.room_made.load(Ordering::SeqCst) == seen
-                });
                 spinner.renew();
                 link.begin_looking();
             }
@@ -267,7 +271,8 @@ impl Shared {
         Err(NotTaken::Failed(Failure::new(group, Cause::Deadline, false, None)))
     }
 
-    /// Tells those who wait for room that there may be some.
+    /// Tells those who wait for room that there may be some. A full fence stands between the making of it and
+    /// this.
     #[inline(always)]
     pub fn room_came_free(&self, link: &Link) {
         if link.waits_for_room() {
@@ -291,6 +296,14 @@ impl Shared {
             block.is_some()
         })?;
         Ok(Buffer::Block(block.expect("there is room")))
+    }
+
+    /// A loan is over: sent, or given back.
+    pub fn loan_ended(&self) {
+        if let Some(link) = &self.link {
+            fence(Ordering::SeqCst);
+            self.room_came_free(link);
+        }
     }
 
     /// Reads the lane once, so that what its replies free can be used.

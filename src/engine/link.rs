@@ -74,7 +74,7 @@ pub(super) struct Link {
     sleepers: Mutex<Sleepers>,
     /// Length of the list, for those who only want to know whether it is empty.
     asleep: AtomicU32,
-    /// How many of them wait for room.
+    /// How many threads are about to sleep for room, or do.
     waiting_for_room: AtomicU32,
     /// Requests that nobody need be waiting for: pending and detached ones.
     pub unattended: AtomicU64,
@@ -178,14 +178,10 @@ impl Link {
         let until_ns = until_ns.min(clock::monotonic_ns() + LONGEST_SLEEP_NS);
         let own = me.word(correlation);
         let own_expected = own.load();
-        let for_room = matches!(me, Sleeper::Room(_));
         let watches = {
             let mut sleepers = self.lock();
             sleepers.list.push_back(me.clone());
             self.asleep.store(sleepers.list.len() as u32, Ordering::SeqCst);
-            if for_room {
-                self.waiting_for_room.fetch_add(1, Ordering::SeqCst);
-            }
             let watches = sleepers.watcher.is_none();
             if watches {
                 sleepers.watcher = Some(me.clone());
@@ -206,9 +202,6 @@ impl Link {
             sleepers.list.remove(at);
         }
         self.asleep.store(sleepers.list.len() as u32, Ordering::SeqCst);
-        if for_room {
-            self.waiting_for_room.fetch_sub(1, Ordering::SeqCst);
-        }
         if sleepers.watcher.as_ref().is_some_and(|watcher| watcher.is(&me)) {
             sleepers.watcher = None;
             REPLY_SIGNAL.withdraw(self.end.request_segment());
@@ -238,11 +231,21 @@ impl Link {
         }
     }
 
-    /// Whether somebody waits for room. SeqCst: who waits enters the list, then tries once more; who makes
-    /// room does that, then looks here.
-    #[inline(always)]
+    /// Somebody is about to sleep for room, and tries once more after this. Forbidden: that try finds none *and*
+    /// who makes some does not see that it is waited for; both sides fence between their store and their load.
+    pub fn begin_waiting_for_room(&self) {
+        self.waiting_for_room.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// It has room, or has given up.
+    pub fn end_waiting_for_room(&self) {
+        self.waiting_for_room.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Whether somebody waits for room. A full fence stands between the making of room and this.
     pub fn waits_for_room(&self) -> bool {
-        self.waiting_for_room.load(Ordering::SeqCst) != 0
+        self.waiting_for_room.load(Ordering::Relaxed) != 0
     }
 
     /// Wakes those who wait for room.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -9,6 +10,7 @@ use super::correlation::RootKey;
 use super::dispatch::{Buffer, NotTaken, Outbound, Payload};
 use super::handle::Engine;
 use super::pending::{CallError, Pending, Reply, take};
+use super::shared::Shared;
 use crate::base::clock::Deadline;
 use crate::base::failure::Failure;
 use crate::base::ids::{Identity, NodeId, TraceId};
@@ -143,7 +145,8 @@ impl<'e> RequestBuilder<'e> {
     pub fn loan(self, len: usize) -> Result<Loan, DispatchError> {
         let outbound = self.outbound();
         let buffer = self.engine.shared().loan(&outbound, len).map_err(settled)?;
-        Ok(Loan { engine: self.engine.clone(), outbound, buffer, len })
+        let room = RoomNotice(Arc::clone(self.engine.shared()));
+        Ok(Loan { engine: self.engine.clone(), outbound, buffer, len, _room: room })
     }
 
     /// [`RequestBuilder::loan`] with every byte zero.
@@ -177,6 +180,17 @@ pub struct Loan {
     outbound: Outbound,
     buffer: Buffer,
     len: usize,
+    /// Behind `buffer`: fields are dropped in order.
+    _room: RoomNotice,
+}
+
+/// Tells those who wait for room when a loan has been given back unsent.
+struct RoomNotice(Arc<Shared>);
+
+impl Drop for RoomNotice {
+    fn drop(&mut self) {
+        self.0.loan_ended();
+    }
 }
 
 impl Loan {
@@ -202,7 +216,7 @@ impl Loan {
 
     /// Sends the request if there is a slot now; else gives it back.
     pub fn try_dispatch(self) -> Result<Pending, TryDispatchError<Self>> {
-        let Self { engine, outbound, buffer, len } = self;
+        let Self { engine, outbound, buffer, len, _room } = self;
         engine.shared().look_for_room();
         let busy = match engine.shared().submit(&outbound, Self::payload(buffer, len)) {
             Ok(admitted) => {
@@ -213,7 +227,7 @@ impl Loan {
             Err(NotTaken::Busy(Payload::Bytes(_))) => unreachable!("a loan is never sent from a slice"),
             Err(refused) => return Err(TryDispatchError::Refused(settled(refused))),
         };
-        Err(TryDispatchError::Busy(Self { engine, outbound, buffer: busy, len }))
+        Err(TryDispatchError::Busy(Self { engine, outbound, buffer: busy, len, _room }))
     }
 
     /// Sends the request and waits for its reply.

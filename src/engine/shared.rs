@@ -1,6 +1,6 @@
 //! What all handles of an engine share. The way of a request through it: `dispatch.rs`, then `reader.rs`.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -120,6 +120,8 @@ impl Shared {
     pub fn free(&self, index: u32) {
         self.correlation.free(index);
         if let Some(link) = &self.link {
+            // See `Link::begin_waiting_for_room`.
+            fence(Ordering::SeqCst);
             self.room_came_free(link);
         }
     }
