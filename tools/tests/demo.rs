@@ -20,12 +20,14 @@ fn watched(name: &'static str, test: impl FnOnce()) {
     let (done, ended) = channel::<()>();
     std::thread::spawn(move || {
         if ended.recv_timeout(Duration::from_secs(120)) == Err(RecvTimeoutError::Timeout) {
-            eprintln!("{name} hangs; processes:");
+            // Not `eprintln!`: what that prints is kept for the end of the test, which never comes.
+            let mut dump = std::io::stderr();
+            let _ = writeln!(dump, "{name} hangs; processes:");
             for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
                 let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
                 if status.starts_with("Name:\thandbell") {
                     let wchan = fs::read_to_string(entry.path().join("wchan")).unwrap_or_default();
-                    eprintln!("{} in {wchan}\n{status}", entry.path().display());
+                    let _ = writeln!(dump, "{} in {wchan}\n{status}", entry.path().display());
                 }
             }
             std::process::abort();
