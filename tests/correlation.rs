@@ -19,6 +19,7 @@ program!(
     reply_03_a_second_terminal_changes_nothing,
     reply_04_a_running_node_sees_the_cancel_and_unstarted_work_is_skipped,
     reply_04_dropping_a_pending_cancels_it,
+    reply_05_an_answer_after_a_cancel_is_late_and_not_rejected,
     reply_05_what_comes_after_a_cancel_or_a_timeout_is_dropped,
     reply_06_counters_tell_duplicate_from_late,
     reply_06_the_memory_of_completed_waiters_is_bounded,
@@ -151,6 +152,26 @@ fn reply_04_dropping_a_pending_cancels_it() {
     assert_eq!(u32::from_le_bytes(engine.call_as(seen, b"", far()).unwrap()), 1);
     assert_eq!(engine.counters().cancelled, 1);
     stop(&engine);
+}
+
+fn reply_05_an_answer_after_a_cancel_is_late_and_not_rejected() {
+    for builder in [common::engine, common::memory_engine] {
+        let (engine, echo) = common::started(builder(&["echo"]).slots(2).max_in_flight(8), "echo");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..5000 {
+                        let pending = engine.request(echo).dispatch(b"x").unwrap();
+                        pending.cancel();
+                        // The answer may have been faster.
+                        let _ = pending.wait();
+                    }
+                });
+            }
+        });
+        stop(&engine);
+        assert_eq!(engine.counters().rejected, 0);
+    }
 }
 
 fn reply_05_what_comes_after_a_cancel_or_a_timeout_is_dropped() {

@@ -8,7 +8,7 @@ use handbell::{
 };
 
 mod common;
-use common::{Numbers, engine, failure, far, ms, pattern, start, started, stop, until};
+use common::{Numbers, engine, failure, far, memory_engine, ms, pattern, start, started, stop, until};
 
 program!(
     memory_01_a_requests_bytes_stay_until_its_node_returns,
@@ -20,7 +20,8 @@ program!(
     an_arena_of_4_kib_works_to_its_last_byte,
     a_reply_too_large_is_an_execution_failure,
     views_outlive_stop_and_engine,
-    an_arena_full_of_views_refuses_until_the_deadline,
+    an_arena_held_by_a_view_refuses_until_the_deadline,
+    replies_that_nobody_takes_leave_the_worker_room,
     rings_of_two_slots_carry_any_window,
     a_full_reply_ring_makes_the_worker_wait,
     threads_share_small_arenas,
@@ -198,12 +199,14 @@ fn views_outlive_stop_and_engine() {
     std::thread::spawn(move || drop(view)).join().unwrap();
 }
 
-fn an_arena_full_of_views_refuses_until_the_deadline() {
+fn an_arena_held_by_a_view_refuses_until_the_deadline() {
     let builder = engine(&["guarded", "refused", "large"]).reply_arena_bytes(4096);
     let (engine, guarded) = started(builder, "guarded");
     let [refused, large] = ["refused", "large"].map(|name| engine.node(name).unwrap());
-    let ask = |deadline| engine.call(guarded, b"2000", deadline);
-    let views = [ask(far()).unwrap(), ask(far()).unwrap()];
+    let view = engine.call(guarded, b"2000", far()).unwrap();
+    assert!(view.in_place().is_some());
+    // Beside it there is room for as much again, but not for this.
+    let ask = |deadline| engine.call(guarded, b"4000", deadline);
     // Deadline and refusal come at one time: the caller gets whichever is first, and nothing else.
     match ask(ms(100)).unwrap_err() {
         CallError::Failed(failure) if failure.category() == Category::Timeout => {}
@@ -214,17 +217,33 @@ fn an_arena_full_of_views_refuses_until_the_deadline() {
     }
     // Small replies need no block, and the worker says what it was refused.
     assert_eq!(u32::from_le_bytes(engine.call_as(refused, b"", far()).unwrap()), 1);
-    assert!(views.iter().all(|view| *view.bytes() == pattern(1, 2000)));
-    // Who waits long enough gets the room that a view gives back.
+    assert!(*view.bytes() == pattern(1, 2000));
+    // Who waits long enough gets the room that the view gives back.
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| ask(far()).unwrap().len());
         std::thread::sleep(Duration::from_millis(30));
         assert!(!waiter.is_finished());
-        drop(views);
-        assert_eq!(waiter.join().unwrap(), 2000);
+        drop(view);
+        assert_eq!(waiter.join().unwrap(), 4000);
     });
     assert_eq!(engine.call(large, b"4096", far()).unwrap().len(), 4096, "all of it is free again");
     stop(&engine);
+}
+
+fn replies_that_nobody_takes_leave_the_worker_room() {
+    for builder in [engine, memory_engine] {
+        let (engine, echo) = started(builder(&["echo"]), "echo");
+        for (count, len) in [(12, 100 << 10), (600, 1000), (20, 128 << 10), (3, 256 << 10)] {
+            let payload = |i: usize| pattern(i as u32, len);
+            let send = |i| engine.request(echo).deadline(far()).dispatch(&payload(i)).unwrap();
+            let pending: Vec<_> = (0..count).map(send).collect();
+            let replies: Vec<_> = pending.into_iter().map(|pending| pending.wait().unwrap()).collect();
+            for (i, reply) in replies.iter().enumerate() {
+                assert!(*reply.bytes() == payload(i));
+            }
+        }
+        stop(&engine);
+    }
 }
 
 fn rings_of_two_slots_carry_any_window() {

@@ -167,9 +167,9 @@ impl EngineBuilder {
             group,
             executor,
             self.settings.slots,
-            // The same limit on both profiles: what is refused in one is refused in the other.
-            geometry.request_arena_bytes.min(geometry.reply_arena_bytes),
-            self.settings.max_in_flight,
+            // The same limits on both profiles: what is refused in one is refused in the other.
+            geometry.request_arena_bytes,
+            geometry.reply_arena_bytes,
         );
         let shared = Arc::new(self.shared(geometry, placement, None, Some(memory))?);
         let runner = {
@@ -249,6 +249,7 @@ impl EngineBuilder {
             group_names: placement.groups.iter().map(|group| group.name.as_str().into()).collect(),
             placement,
             waiting: self.settings.waiting,
+            heap: (0..self.settings.max_in_flight).map(|_| Mutex::new(None)).collect(),
             correlation: Correlation::new(sizes, u64::from_le_bytes(seed) | 1),
             link,
             memory,
@@ -292,6 +293,7 @@ impl EngineBuilder {
             worker,
             summary,
             term_timeout: self.settings.term_timeout,
+            process: std::process::id(),
             parts: Mutex::new(Some(Parts { thread, capture })),
         };
         Engine { life: Arc::new(life) }

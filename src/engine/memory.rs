@@ -39,18 +39,14 @@ struct Job {
     payload: Vec<u8>,
 }
 
-/// A payload that does not fit its root's cell.
-type HeapPlace = Mutex<Option<Box<[u8]>>>;
-
 /// One group in this process.
 pub(super) struct MemoryGroup {
     group: GroupId,
     executor: Mutex<Executor>,
     queue: Mutex<VecDeque<Job>>,
     capacity: usize,
-    max_payload: usize,
-    /// Payloads of ended roots that do not fit a cell, by root.
-    heap: Box<[HeapPlace]>,
+    max_request: usize,
+    max_reply: usize,
     runner: Mutex<bool>,
     kicked: Condvar,
     ending: AtomicBool,
@@ -66,24 +62,24 @@ impl MemoryGroup {
         group: GroupId,
         executor: Executor,
         capacity: usize,
-        max_payload: usize,
-        roots: usize,
+        max_request: usize,
+        max_reply: usize,
     ) -> Self {
         Self {
             group,
             executor: Mutex::new(executor),
             queue: Mutex::new(VecDeque::with_capacity(capacity)),
             capacity,
-            max_payload,
-            heap: (0..roots).map(|_| Mutex::new(None)).collect(),
+            max_request,
+            max_reply,
             runner: Mutex::new(false),
             kicked: Condvar::new(),
             ending: AtomicBool::new(false),
         }
     }
 
-    pub fn max_payload(&self) -> usize {
-        self.max_payload
+    pub fn max_request(&self) -> usize {
+        self.max_request
     }
 
     pub fn submit<'a>(
@@ -96,8 +92,8 @@ impl MemoryGroup {
             Payload::Bytes(bytes) => bytes.len(),
             Payload::Block(_, len) | Payload::Staged(_, len) => *len,
         };
-        if size > self.max_payload {
-            return Err(NotTaken::TooLarge { size, limit: self.max_payload });
+        if size > self.max_request {
+            return Err(NotTaken::TooLarge { size, limit: self.max_request });
         }
         let mut queue = lock(&self.queue);
         if queue.len() >= self.capacity {
@@ -134,11 +130,6 @@ impl MemoryGroup {
             payload,
         });
         Ok(admitted)
-    }
-
-    /// Takes the payload that is kept for an ended root.
-    pub fn take_payload(&self, index: u32) -> Option<Box<[u8]>> {
-        lock(&self.heap[index as usize]).take()
     }
 
     // ---- running ----
@@ -306,7 +297,7 @@ impl MemoryPort<'_> {
     }
 
     fn check(&self, len: usize) -> Result<(), EmitError> {
-        let limit = self.group.max_payload;
+        let limit = self.group.max_reply;
         if len <= limit { Ok(()) } else { Err(EmitError::TooLarge { size: len, limit }) }
     }
 
@@ -315,8 +306,8 @@ impl MemoryPort<'_> {
     }
 
     fn reply_heap(&self, payload: Box<[u8]>) {
-        let place = &self.group.heap[self.job.root.index as usize];
-        let keep = |_: &[sync::AtomicU64]| *lock(place) = Some(payload);
+        let index = self.job.root.index;
+        let keep = |_: &[sync::AtomicU64]| self.shared.keep_payload(index, payload);
         self.frame(kind::TERMINAL, status::SUCCESS, LastMark::No, Outcome::Heap, keep);
     }
 }
@@ -332,7 +323,7 @@ pub(super) fn fill_cell(cell: &[sync::AtomicU64], payload: &[u8]) {
 
 impl Port for MemoryPort<'_> {
     fn max_payload(&self) -> usize {
-        self.group.max_payload
+        self.group.max_reply
     }
 
     fn reply(&mut self, _reply: Reply, payload: &[u8]) -> Result<(), EmitError> {

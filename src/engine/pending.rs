@@ -172,8 +172,7 @@ pub(super) fn take(shared: &Arc<Shared>, key: RootKey) -> Result<Reply, CallErro
             Ok(Reply { identity, body: Body::View(View { shared: Arc::clone(shared), block: Some(block) }) })
         }
         Outcome::Heap => {
-            let memory = shared.memory.as_ref().expect("a heap payload belongs to the memory profile");
-            Ok(Reply { identity, body: Body::Heap(memory.take_payload(key.index).unwrap_or_default()) })
+            Ok(Reply { identity, body: Body::Heap(shared.take_payload(key.index).unwrap_or_default()) })
         }
         Outcome::Error { len } => {
             let payload = Body::inline(correlation.cell(key.index), len);
@@ -192,7 +191,8 @@ pub(super) fn take(shared: &Arc<Shared>, key: RootKey) -> Result<Reply, CallErro
 /// A reply: the request's identity and the payload of its terminal.
 ///
 /// A small payload has been copied out. A large one stays in shared memory until the reply is dropped, also
-/// after the engine has been stopped; meanwhile its worker lacks that room.
+/// after the engine has been stopped; meanwhile its worker lacks that room. While more than half the reply
+/// arena is held in that way, further large ones are copied out too.
 pub struct Reply {
     identity: Identity,
     body: Body,

@@ -62,24 +62,32 @@ impl Shared {
         let now_ns = if envelope.kind == kind::DONE { self.read_clock() } else { now_ns };
         let outcome = match &payload {
             FramePayload::Inline { len, .. } => Outcome::Inline { len: *len as u32 },
+            // Replies that nobody takes must not take the worker's room away from it: beyond half the arena they
+            // are copied out.
+            FramePayload::Block(_) if link.end.holds_much() => Outcome::Heap,
             FramePayload::Block(block) => {
                 let (payload_at, len) = block.to_words();
                 Outcome::Block { payload_at, len }
             }
         };
-        let verdict = self.correlation.frame(link.source, &envelope, last, outcome, now_ns, |cell| {
-            if let FramePayload::Inline { at, len } = payload {
-                link.end.copy_inline(at, len, cell);
-            }
-        })?;
+        let verdict =
+            self.correlation.frame(link.source, &envelope, last, outcome, now_ns, |cell| match &payload {
+                FramePayload::Inline { at, len } => link.end.copy_inline(*at, *len, cell),
+                FramePayload::Block(block) if outcome == Outcome::Heap => {
+                    let mut copy = vec![0; block.len()].into_boxed_slice();
+                    block.bytes().copy_to(0, &mut copy);
+                    self.keep_payload(self.correlation.root_of(&envelope), copy);
+                }
+                FramePayload::Block(_) => {}
+            })?;
+        if let FramePayload::Block(block) = payload
+            && (verdict == Verdict::Dropped || outcome == Outcome::Heap)
+        {
+            link.end.release(block);
+        }
         match verdict {
             Verdict::Ended(index, aftermath) => Ok(self.settle(index, aftermath)),
-            Verdict::Dropped => {
-                if let FramePayload::Block(block) = payload {
-                    link.end.release(block);
-                }
-                Ok(None)
-            }
+            Verdict::Dropped => Ok(None),
         }
     }
 
@@ -135,10 +143,15 @@ impl Shared {
 
     /// Ends of several roots by something other than a frame: tells the worker, wakes the owners.
     pub fn after_all(&self, ended: Vec<EndedRoot>) {
+        if let Some(link) = &self.link {
+            // The latest first: who stops running the oldest must not begin the next.
+            ended
+                .iter()
+                .rev()
+                .filter_map(|root| root.position)
+                .for_each(|position| link.end.cancel(position));
+        }
         for root in ended {
-            if let (Some(link), Some(position)) = (&self.link, root.position) {
-                link.end.cancel(position);
-            }
             self.after(root.index, root.aftermath);
         }
     }
@@ -181,7 +194,7 @@ impl Shared {
             match spinner.step(link.end.processors()) {
                 Next::Look => {}
                 Next::LookAt(now_ns) => {
-                    self.clock_ns.store(now_ns, Ordering::Relaxed);
+                    self.note_clock(now_ns);
                     self.expire_if_due(key, now_ns);
                 }
                 Next::Sleep => {

@@ -1,7 +1,7 @@
 //! What all handles of an engine share. The way of a request through it: `dispatch.rs`, then `reader.rs`.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::correlation::{Correlation, Outcome};
@@ -23,6 +23,9 @@ pub(super) struct Exits {
     pub changed: Condvar,
 }
 
+/// Where a payload waits in private memory for its taker.
+pub(super) type HeapPlace = Mutex<Option<Box<[u8]>>>;
+
 /// Everything of an engine but its handles.
 pub(super) struct Shared {
     pub placement: Placement,
@@ -32,6 +35,8 @@ pub(super) struct Shared {
     /// The lane; none in the memory profile.
     pub link: Option<Link>,
     pub memory: Option<MemoryGroup>,
+    /// Payloads of ended roots that are neither in a cell nor left in place, by root.
+    pub heap: Box<[HeapPlace]>,
     /// What the clock said when this engine last read it: dates events without reading it again.
     pub clock_ns: AtomicU64,
     /// Grows when room comes free while somebody waits for it.
@@ -61,7 +66,7 @@ impl Shared {
     pub fn max_payload(&self) -> usize {
         match (&self.link, &self.memory) {
             (Some(link), _) => link.end.arena().bytes(),
-            (None, Some(memory)) => memory.max_payload(),
+            (None, Some(memory)) => memory.max_request(),
             (None, None) => unreachable!("an engine has a lane or a memory group"),
         }
     }
@@ -71,18 +76,26 @@ impl Shared {
             // A step late at most, never early, and cheaper to read.
             Deadline::After(duration) if duration >= COARSE_FROM => deadline.resolve(|| {
                 let now_ns = clock::coarse_ns();
-                self.clock_ns.store(now_ns, Ordering::Relaxed);
+                self.note_clock(now_ns);
                 now_ns + clock::coarse_step_ns()
             }),
             _ => deadline.resolve(|| self.read_clock()),
         }
     }
 
+    /// Remembers what a clock said; it never goes back.
+    #[inline(always)]
+    pub fn note_clock(&self, now_ns: u64) {
+        // Relaxed: dates events and passed deadlines, orders nothing. The coarse clock seldom says something new.
+        if self.clock_ns.load(Ordering::Relaxed) < now_ns {
+            self.clock_ns.fetch_max(now_ns, Ordering::Relaxed);
+        }
+    }
+
     /// Reads the precise clock and remembers what it said.
     pub fn read_clock(&self) -> u64 {
         let now_ns = clock::monotonic_ns();
-        // Relaxed: dates events only; that it may go back by a little does not matter there.
-        self.clock_ns.store(now_ns, Ordering::Relaxed);
+        self.note_clock(now_ns);
         now_ns
     }
     // ---- what nobody waits for ----
@@ -106,14 +119,29 @@ impl Shared {
     /// Frees an ended root whose result nobody wants.
     pub fn discard(&self, index: u32) {
         let (outcome, ..) = self.correlation.outcome(index);
-        match (outcome, &self.link, &self.memory) {
-            (Outcome::Block { payload_at, len }, Some(link), _) => {
+        match (outcome, &self.link) {
+            (Outcome::Block { payload_at, len }, Some(link)) => {
                 link.end.release(link.end.held_block(payload_at, len));
             }
-            (Outcome::Heap, _, Some(memory)) => drop(memory.take_payload(index)),
+            (Outcome::Heap, _) => drop(self.take_payload(index)),
             _ => {}
         }
         self.free(index);
+    }
+
+    fn heap_place(&self, index: u32) -> MutexGuard<'_, Option<Box<[u8]>>> {
+        // Nothing under this lock panics.
+        self.heap[index as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the payload of a root that is ending.
+    pub fn keep_payload(&self, index: u32, payload: Box<[u8]>) {
+        *self.heap_place(index) = Some(payload);
+    }
+
+    /// Takes the payload that is kept for an ended root.
+    pub fn take_payload(&self, index: u32) -> Option<Box<[u8]>> {
+        self.heap_place(index).take()
     }
 
     /// Frees a root whose outcome has been taken.

@@ -65,6 +65,8 @@ pub(super) struct Life {
     pub worker: Option<Arc<Worker>>,
     pub summary: Summary,
     pub term_timeout: Duration,
+    /// The process that started it.
+    pub process: u32,
     /// `None` once stopped.
     pub parts: Mutex<Option<Parts>>,
 }
@@ -74,6 +76,10 @@ const DRAIN_LOOK: Duration = Duration::from_micros(500);
 
 impl Life {
     pub fn stop(&self, drain: Duration) -> StopReport {
+        if std::process::id() != self.process {
+            // A copy in a forked child: the workers and threads are the parent's.
+            return StopReport::default();
+        }
         let shared = &self.shared;
         shared.stopping.store(true, Ordering::SeqCst);
         if let Some(link) = &shared.link {

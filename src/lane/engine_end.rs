@@ -105,6 +105,8 @@ pub struct EngineEnd {
     records: Box<[Record]>,
     /// One bit per unit of the reply arena: the block that starts there is held by this process.
     held: Box<[AtomicU64]>,
+    /// Payload bytes of the held blocks.
+    held_bytes: AtomicU64,
     /// Next request position to claim.
     head: Line<AtomicU64>,
     /// Requests whose LAST has been read.
@@ -138,6 +140,7 @@ impl EngineEnd {
                 .map(|_| Record { ticket: AtomicU64::new(0), block: AtomicU32::new(0) })
                 .collect(),
             held: (0..held_words).map(|_| AtomicU64::new(0)).collect(),
+            held_bytes: AtomicU64::new(0),
             head: Line(AtomicU64::new(0)),
             freed: Line(AtomicU64::new(0)),
             role: Line(AtomicU32::new(NOBODY)),
@@ -397,6 +400,7 @@ impl EngineEnd {
         if self.held[unit / 64].fetch_or(bit, Ordering::AcqRel) & bit != 0 {
             return Err(Rule::BlockHeld);
         }
+        self.held_bytes.fetch_add(len as u64, Ordering::Relaxed);
         let bytes = InPlace::new(self.reply.clone(), self.reply_layout.arena_at + offset, len);
         Ok(FramePayload::Block(HeldBlock { payload_at: envelope.payload_at, unit, bytes }))
     }
@@ -417,8 +421,14 @@ impl EngineEnd {
         LastMark::Ended
     }
 
+    /// Whether more than half the reply arena is held here, so that the worker may lack room.
+    pub fn holds_much(&self) -> bool {
+        self.held_bytes.load(Ordering::Relaxed) > self.geometry.reply_arena_bytes as u64 / 2
+    }
+
     /// Gives a block back to the worker.
     pub fn release(&self, block: HeldBlock) {
+        self.held_bytes.fetch_sub(block.len() as u64, Ordering::Relaxed);
         self.held[block.unit / 64].fetch_and(!(1 << (block.unit % 64)), Ordering::AcqRel);
         let position = self.released.0.fetch_add(1, Ordering::AcqRel);
         let place = position as usize % self.geometry.release_places();

@@ -18,7 +18,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use crate::exit::{Exit, Problem};
 
 /// The longest line that is handed to an engine, without its newline.
-pub const LINE_BYTES_MAX: usize = 1 << 20;
+pub const LINE_BYTES_MAX: usize = 4 << 20;
 
 const READ_BYTES: usize = 64 << 10;
 /// Batches that may wait: what is read ahead is bounded.
@@ -123,7 +123,9 @@ impl Cutter {
     }
 
     fn begin(&mut self, part: &[u8]) {
-        if self.begun.len() + part.len() > LINE_BYTES_MAX {
+        // One more for a carriage return, which is no part of the line.
+        let ends_with_cr = part.last().or(self.begun.last()) == Some(&b'\r');
+        if self.begun.len() + part.len() > LINE_BYTES_MAX + usize::from(ends_with_cr) {
             self.too_long = true;
         }
         if self.too_long {

@@ -21,6 +21,15 @@ impl Sink {
     pub fn open(name: &str, input: Option<&Metadata>) -> Result<Self, Problem> {
         let refused = |rule: String| Problem::field(Exit::Output, "output", name, rule);
         let writer: Box<dyn Write> = if name == "-" {
+            // Appending to the input would feed the run with its own decisions.
+            let stdout =
+                rustix::fs::fstat(io::stdout()).ok().filter(|_| input.is_some_and(Metadata::is_file));
+            let is_input = |stdout: rustix::fs::Stat| {
+                input.is_some_and(|input| (input.dev(), input.ino()) == (stdout.st_dev, stdout.st_ino))
+            };
+            if stdout.is_some_and(is_input) {
+                return Err(refused("must not be the input".into()));
+            }
             Box::new(io::stdout())
         } else {
             let open = || -> io::Result<(File, Metadata)> {

@@ -19,7 +19,7 @@ use crate::load_limits::{Options, nodes};
 /// Room for a draft or a reply: what the nodes add to a line's texts is a few hundred bytes, and no JSON
 /// string gets longer by being read and written again. With room for more than one, the worker can write
 /// the next while one is being taken.
-const ARENA_BYTES: usize = 4 * LINE_BYTES_MAX;
+const ARENA_BYTES: usize = 2 * LINE_BYTES_MAX;
 /// Latencies are told apart to three digits.
 const DIGITS: u8 = 3;
 const DRAIN: Duration = Duration::from_secs(5);

@@ -224,7 +224,7 @@ fn parity_01_generated_lines() {
 #[test]
 fn lines_that_are_long_and_too_long_get_one_reply_each() {
     watched("lines_that_are_long_and_too_long_get_one_reply_each", || {
-        const LIMIT: usize = 1 << 20;
+        const LIMIT: usize = 4 << 20;
         let folder = Folder::new("long");
         let around = br#"{"id":"","customer_id":"2"}"#.len();
         let mut input = Vec::new();

@@ -58,6 +58,13 @@ impl Correlation {
         let mut verdict = Verdict::Dropped;
         if is_terminal {
             if !self.is_identity(root, frame) {
+                // A root that was ended and freed since the look at the hop may have another identity by now. Acquire:
+                // the identity was read before the state that says whose it was.
+                fence(Ordering::Acquire);
+                if root.open_generation() != Some(ticket.generation()) {
+                    self.drop_frame(counters, frame, now_ns);
+                    return Ok(Verdict::Dropped);
+                }
                 self.reject(counters, frame, now_ns);
             } else if root.try_end(ticket.generation()) {
                 counters.terminals_that_ended.add_as_reader();
@@ -244,6 +251,11 @@ impl Correlation {
     fn drop_event(&self, kind: EventKind, frame: &Envelope, now_ns: u64) {
         let trace_id = TraceId::from_words(frame.trace_id);
         self.events.add(Event { kind, trace_id, at_ns: now_ns, status: None });
+    }
+
+    /// The root whose hop a judged frame names.
+    pub fn root_of(&self, frame: &Envelope) -> u32 {
+        Ticket(frame.ticket).slot() / self.sizes.max_branches as u32
     }
 
     fn is_identity(&self, root: &Root, frame: &Envelope) -> bool {
