@@ -12,7 +12,6 @@ use super::link::Link;
 use super::shared::Shared;
 use super::stop::{StopMode, WorkerStop};
 use crate::base::failure::{Cause, KilledFor};
-use crate::lane::Read;
 use crate::os::child::Exit;
 use crate::os::clock;
 use crate::os::poll::Poller;
@@ -188,13 +187,11 @@ impl EngineThread {
         }
         let now_ns = clock::coarse_ns();
         let mut wakes = Vec::new();
-        let read = link.end.read_out(|frame| {
+        // What is behind a frame that breaks a rule ends with the lane; it is dead already, and its first cause stays.
+        let _ = link.end.read_out(|frame| {
             wakes.extend(shared.judge(link, frame, now_ns)?);
             Ok(())
         });
-        if let Read::Corrupt(_) = read {
-            // Dead already; the first cause stays, and what is behind the bad frame ends with it.
-        }
         wakes.into_iter().for_each(|index| super::link::wake(shared.correlation.wake_word(index)));
     }
 }

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The word also carries the generation, so that whoever speaks of an earlier user of the place fails the
-//! exchange, and three marks: the owner sleeps, the owner has gone, nobody waits in a call.
+//! exchange, and two marks: the owner sleeps, the owner has gone.
 
 use super::outcome::OutcomeCell;
 use crate::base::ids::Ticket;
