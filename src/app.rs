@@ -6,7 +6,7 @@ use crate::base::failure::NodeError;
 use crate::engine::EngineBuilder;
 use crate::node::registry::Registry;
 use crate::node::{BuildError, Node, Output, Request};
-use crate::plan::placement::Plan;
+use crate::plan::plan::Plan;
 use crate::worker;
 
 /// The nodes that this program has code for. The same program is engine and worker: what it registers here it

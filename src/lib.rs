@@ -32,6 +32,7 @@ pub use app::App;
 pub use base::clock::Deadline;
 pub use base::failure::{Category, Cause, ExecutionClass, Failure, KilledFor, NodeError, Rule};
 pub use base::ids::{Identity, NodeId, TraceId};
+pub use base::resource::Resource;
 pub use base::waiting::Waiting;
 pub use engine::{
     Audit, CallError, Counters, DispatchError, Drain, Engine, EngineBuilder, Event, EventKind, Loan, Pending,
@@ -39,7 +40,8 @@ pub use engine::{
 };
 pub use node::{BuildError, EmitError, Node, Output, Request};
 pub use plan::budget::BudgetError;
-pub use plan::placement::{Plan, PlanError};
+pub use plan::error::PlanError;
+pub use plan::plan::Plan;
 pub use plan::settings::{Profile, SettingsError};
 pub use shm::block::InPlace;
 pub use supervisor::{OutputLine, StartError, StartStep, Stream};

@@ -73,7 +73,7 @@ fn gate_01_a_refused_plan_names_what_is_wrong() {
         ),
         (
             plan().group("g", ["echo", "upper"]).edge("echo", "upper").edge("upper", "echo"),
-            "the edges form a circle through node 'echo'",
+            "the edges form a circle inside group 'g': 'echo' -> 'upper' -> 'echo'",
         ),
         (
             plan().group("g g", ["echo"]),

@@ -36,6 +36,18 @@ pub const NAME_BYTES: usize = 64;
 /// Nodes and groups of a plan. `0xFFFF` names the engine.
 pub const PLAN_NODES: usize = 1024;
 
+/// Edges of a plan: bounds what a worker reads, and the search for what a node can reach.
+pub const PLAN_EDGES: usize = 4096;
+
+/// Processes of one group.
+pub const GROUP_PROCESSES: std::ops::RangeInclusive<usize> = 1..=256;
+
+/// Processes of a plan: each has a lane, and lanes are looked through one after the other.
+pub const PLAN_PROCESSES: usize = 1024;
+
+/// Times that one request may cross an edge, where the edge states it.
+pub const MAX_HOPS: std::ops::RangeInclusive<usize> = 1..=1024;
+
 /// Bytes of the start bundle: it travels as one datagram.
 pub const BUNDLE_BYTES: usize = 128 << 10;
 

@@ -6,5 +6,6 @@ pub mod clock;
 pub mod failure;
 pub mod ids;
 pub mod limits;
+pub mod resource;
 pub mod sync;
 pub mod waiting;

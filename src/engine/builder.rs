@@ -24,7 +24,9 @@ use crate::node::registry::{Registry, Unbuilt};
 use crate::os::poll::EventFd;
 use crate::os::{child, clock, cpu, limits, random};
 use crate::plan::budget::{self, Supply};
-use crate::plan::placement::{Placement, Plan, PlanError};
+use crate::plan::error::PlanError;
+use crate::plan::placement::Placement;
+use crate::plan::plan::Plan;
 use crate::plan::settings::{Profile, Settings};
 use crate::supervisor::{self, Capture, OutputLine, StartError, StartStep, Worker, WorkerSpec};
 use crate::wire::geometry::Geometry;
@@ -144,7 +146,10 @@ impl EngineBuilder {
         let geometry = self.settings.check()?;
         self.settings.check_pin(&cpu::allowed())?;
         let placement = self.plan.check()?;
-        if let Some(node) = placement.nodes.iter().find(|node| !self.registry.contains(&node.name)) {
+        placement.check_pins(&cpu::allowed())?;
+        let in_memory = self.settings.profile == Profile::Memory;
+        let mut needed = placement.nodes.iter().filter(|node| in_memory || !placement.runs_a_command(node));
+        if let Some(node) = needed.find(|node| !self.registry.contains(&node.name)) {
             return Err(PlanError::NotRegistered { node: node.name.clone() }.into());
         }
         #[cfg(feature = "testing")]

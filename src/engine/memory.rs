@@ -380,7 +380,7 @@ mod tests {
     use crate::engine::{Drain, Engine, EngineBuilder};
     use crate::node::registry::Registry;
     use crate::node::{Node, Output, Request};
-    use crate::plan::placement::Plan;
+    use crate::plan::plan::Plan;
     use crate::plan::settings::Profile;
 
     fn engine<F>(run: F) -> Engine

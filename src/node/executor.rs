@@ -173,7 +173,7 @@ impl Executor {
 mod tests {
     use super::*;
     use crate::node::registry::Registry;
-    use crate::plan::placement::Plan;
+    use crate::plan::plan::Plan;
     use std::sync::Arc;
 
     #[derive(Default)]

@@ -25,10 +25,11 @@ use crate::os::clock;
 use crate::os::poll::readable_within;
 use crate::os::socket::{self, Received, receive_within};
 use crate::plan::budget::BudgetError;
-use crate::plan::placement::{Placement, PlanError};
+use crate::plan::error::PlanError;
+use crate::plan::placement::Placement;
 use crate::plan::settings::SettingsError;
 use crate::shm::segment::{Created, SegmentError};
-use crate::wire::bootstrap::{BOOTSTRAP_VERSION, Bundle, BundleNode, Message, Refusal};
+use crate::wire::bootstrap::{BOOTSTRAP_VERSION, Bundle, BundleGroup, BundleNode, Message, Refusal};
 use crate::wire::geometry::Geometry;
 use crate::wire::segment::{Side, layout_digest};
 use crate::worker::MARKER;
@@ -226,7 +227,15 @@ fn bundle(spec: &WorkerSpec<'_>) -> Bundle {
     let nodes = spec.placement.nodes.iter().map(|node| BundleNode {
         name: node.name.clone(),
         group: node.group,
-        edges: node.edges.iter().map(|edge| (edge.label.clone(), edge.to)).collect(),
+        edges: match node.group == spec.group {
+            true => node.edges.iter().map(|edge| (edge.label.clone(), edge.to)).collect(),
+            false => Vec::new(),
+        },
+    });
+    let groups = spec.placement.groups.iter().map(|group| BundleGroup {
+        name: group.name.clone(),
+        keyed: group.keyed,
+        local: group.local,
     });
     Bundle {
         incarnation: spec.incarnation,
@@ -235,7 +244,7 @@ fn bundle(spec: &WorkerSpec<'_>) -> Bundle {
         waiting: spec.waiting,
         pin: spec.pin,
         group: spec.group,
-        groups: spec.placement.groups.iter().map(|group| group.name.clone()).collect(),
+        groups: groups.collect(),
         nodes: nodes.collect(),
     }
 }

@@ -4,12 +4,12 @@
 //! three descriptors: request segment, reply segment, event descriptor, in this order.
 
 use crate::base::ids::{GroupId, NodeId};
-use crate::base::limits::{BUNDLE_BYTES, NAME_BYTES, PLAN_NODES};
+use crate::base::limits::{BUNDLE_BYTES, NAME_BYTES, PLAN_EDGES, PLAN_NODES};
 use crate::base::waiting::Waiting;
 use crate::wire::geometry::Geometry;
 
 /// Raised when a message changes.
-pub const BOOTSTRAP_VERSION: u16 = 1;
+pub const BOOTSTRAP_VERSION: u16 = 2;
 /// Descriptors that come with the bundle.
 pub const BUNDLE_DESCRIPTORS: usize = 3;
 
@@ -32,10 +32,21 @@ pub struct Bundle {
     pub pin: Option<u16>,
     /// The group to serve.
     pub group: GroupId,
-    /// Names of all groups.
-    pub groups: Vec<String>,
-    /// All nodes: name, group, edges (label, target).
+    /// All groups.
+    pub groups: Vec<BundleGroup>,
+    /// All nodes; those of other groups without their edges.
     pub nodes: Vec<BundleNode>,
+}
+
+/// One group of the plan, as it travels.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct BundleGroup {
+    /// Its name.
+    pub name: String,
+    /// It is reached only with a key.
+    pub keyed: bool,
+    /// It runs in the engine.
+    pub local: bool,
 }
 
 /// One node of the plan, as it travels.
@@ -92,6 +103,12 @@ pub enum Malformed {
     Version(u16),
     /// Anything else.
     Bytes,
+}
+
+/// Marks of a group.
+mod mark {
+    pub const KEYED: u8 = 1;
+    pub const LOCAL: u8 = 2;
 }
 
 mod code {
@@ -174,7 +191,10 @@ impl Bundle {
         out.extend(self.pin.unwrap_or(NO_PIN).to_le_bytes());
         out.extend(self.group.0.to_le_bytes());
         put_count(&mut out, self.groups.len());
-        self.groups.iter().for_each(|name| put_name(&mut out, name));
+        for group in &self.groups {
+            put_name(&mut out, &group.name);
+            out.push(u8::from(group.keyed) * mark::KEYED + u8::from(group.local) * mark::LOCAL);
+        }
         put_count(&mut out, self.nodes.len());
         for node in &self.nodes {
             put_name(&mut out, &node.name);
@@ -209,13 +229,13 @@ impl Bundle {
         let waiting = Waiting::from_code(input.u8()?).ok_or(Malformed::Bytes)?;
         let pin = Some(input.u16()?).filter(|cpu| *cpu != NO_PIN);
         let group = GroupId(input.u16()?);
-        let groups = (0..input.count()?).map(|_| input.name()).collect::<Result<Vec<_>, _>>()?;
-        let count = input.count()?;
+        let groups = (0..input.count(PLAN_NODES)?).map(|_| input.group()).collect::<Result<Vec<_>, _>>()?;
+        let count = input.count(PLAN_NODES)?;
         let mut nodes = Vec::with_capacity(count);
         for _ in 0..count {
             let name = input.name()?;
             let group = GroupId(input.u16()?);
-            let edges = (0..input.count()?)
+            let edges = (0..input.count(PLAN_EDGES)?)
                 .map(|_| Ok((input.name()?, NodeId(input.u16()?))))
                 .collect::<Result<Vec<_>, _>>()?;
             nodes.push(BundleNode { name, group, edges });
@@ -263,9 +283,18 @@ impl<'a> Input<'a> {
     fn u64(&mut self) -> Result<u64, Malformed> {
         self.take().map(u64::from_le_bytes)
     }
-    fn count(&mut self) -> Result<usize, Malformed> {
+    fn count(&mut self, limit: usize) -> Result<usize, Malformed> {
         let count = usize::from(self.u16()?);
-        if count <= PLAN_NODES { Ok(count) } else { Err(Malformed::Bytes) }
+        if count <= limit { Ok(count) } else { Err(Malformed::Bytes) }
+    }
+    fn group(&mut self) -> Result<BundleGroup, Malformed> {
+        let name = self.name()?;
+        match self.u8()? {
+            marks if marks & !(mark::KEYED | mark::LOCAL) == 0 => {
+                Ok(BundleGroup { name, keyed: marks & mark::KEYED != 0, local: marks & mark::LOCAL != 0 })
+            }
+            _ => Err(Malformed::Bytes),
+        }
     }
     fn name(&mut self) -> Result<String, Malformed> {
         let len = usize::from(self.u8()?);
@@ -295,10 +324,14 @@ mod tests {
             waiting: Waiting::Block,
             pin: Some(3),
             group: GroupId(0),
-            groups: vec!["g".into()],
+            groups: vec![
+                BundleGroup { name: "g".into(), keyed: false, local: false },
+                BundleGroup { name: "h".into(), keyed: true, local: false },
+                BundleGroup { name: "i".into(), keyed: true, local: true },
+            ],
             nodes: vec![
                 BundleNode { name: "a".into(), group: GroupId(0), edges: vec![("b".into(), NodeId(1))] },
-                BundleNode { name: "b".into(), group: GroupId(0), edges: Vec::new() },
+                BundleNode { name: "b".into(), group: GroupId(2), edges: Vec::new() },
             ],
         }
     }
@@ -331,5 +364,23 @@ mod tests {
         let mut longer = good;
         longer.push(0);
         assert_eq!(Message::decode(&longer), Err(Malformed::Bytes));
+    }
+
+    #[test]
+    fn an_unknown_mark_of_a_group_is_refused() {
+        let good = Message::Bundle(Box::new(bundle())).encode();
+        let name_of_h = good.windows(3).position(|bytes| bytes == [1, b'h', mark::KEYED]).unwrap();
+        let mut bad = good;
+        bad[name_of_h + 2] |= 4;
+        assert_eq!(Message::decode(&bad), Err(Malformed::Bytes));
+    }
+
+    #[test]
+    fn the_largest_node_travels() {
+        let edges = (0..PLAN_EDGES).map(|i| (i.to_string(), NodeId(1))).collect();
+        let mut large = bundle();
+        large.nodes[0].edges = edges;
+        let message = Message::Bundle(Box::new(large));
+        assert_eq!(Message::decode(&message.encode()), Ok(message));
     }
 }

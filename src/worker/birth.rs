@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::serve::serve;
 use crate::base::failure::cut;
+use crate::base::ids::NodeId;
 use crate::base::limits::BUNDLE_BYTES;
 use crate::lane::WorkerEnd;
 use crate::node::executor::Executor;
@@ -197,12 +198,19 @@ fn watch(socket: Arc<OwnedFd>, stop: Arc<Word>) -> std::io::Result<()> {
     std::thread::Builder::new().name("handbell-watch".into()).spawn(watcher).map(drop)
 }
 
+/// The plan as far as this worker knows it: names and numbers of everything, the edges of its own nodes.
 fn placement(bundle: &Bundle) -> Placement {
+    let edge = |(label, to): &(String, NodeId)| Edge { label: label.clone(), to: *to, max_hops: 0 };
     let nodes = bundle.nodes.iter().map(|node| PlacedNode {
         name: node.name.clone(),
         group: node.group,
-        edges: node.edges.iter().map(|(label, to)| Edge { label: label.clone(), to: *to }).collect(),
+        edges: node.edges.iter().map(edge).collect(),
     });
-    let groups = bundle.groups.iter().map(|name| PlacedGroup { name: name.clone() });
-    Placement { nodes: nodes.collect(), groups: groups.collect() }
+    let groups = bundle.groups.iter().map(|group| PlacedGroup {
+        name: group.name.clone(),
+        keyed: group.keyed,
+        local: group.local,
+        ..PlacedGroup::default()
+    });
+    Placement::new(nodes.collect(), groups.collect())
 }
