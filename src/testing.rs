@@ -1,10 +1,15 @@
 //! For tests only: what the public way rightly keeps shut.
 //!
-//! [`Table`] is the correlation table with time as an argument; [`serve_raw_if_worker`] makes a worker that is
-//! born like any other and may then write what it likes into its lane; the rest addresses nodes that an
-//! honest plan does not have. Nothing in here is covered by the promise of stable interfaces.
+//! [`Table`] is the correlation table with time as an argument; [`Births`] starts the workers of a plan without
+//! an engine; [`serve_raw_if_worker`] makes a worker that is born like any other and may then write what it
+//! likes into its lane; the rest addresses nodes that an honest plan does not have. Nothing in here is covered
+//! by the promise of stable interfaces.
+
+mod births;
 
 use crate::base::sync::{AtomicU64, Ordering, fence};
+
+pub use births::{Births, Workers};
 
 pub use crate::wire::envelope::{Envelope, flags, kind, status};
 

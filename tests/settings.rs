@@ -96,7 +96,7 @@ fn gate_01_a_budget_names_both_figures() {
     let limit = needed - 1;
     assert_eq!(
         refused.to_string(),
-        format!("budget: memory_limit = {limit} bytes: the plan needs {needed} bytes")
+        format!("budget: memory_limit = {limit} bytes: the plan needs {needed} bytes, {needed} per lane")
     );
     stop(&builder().memory_limit(needed).start().unwrap());
     // More than any machine has.

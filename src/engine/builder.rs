@@ -200,8 +200,9 @@ impl EngineBuilder {
         };
         budget::check(&geometry, 1, self.settings.memory_limit, supply)?;
         let bell = EventFd::new().map_err(refused)?;
-        let started = supervisor::start(&WorkerSpec {
+        let (mut started, capture) = supervisor::start(&[WorkerSpec {
             group,
+            process: 0,
             placement: &placement,
             geometry,
             waiting: self.settings.waiting,
@@ -211,7 +212,8 @@ impl EngineBuilder {
             start_timeout: self.settings.start_timeout,
             bell: bell.as_fd().as_fd(),
             sink: self.sink.clone(),
-        })?;
+        }])?;
+        let started = started.pop().expect("one was asked for");
         let worker = Arc::new(started.worker);
         let abandon = |error| {
             worker.kill();
@@ -229,7 +231,7 @@ impl EngineBuilder {
             })
             .map_err(refused)
             .map_err(abandon)?;
-        Ok(self.engine(geometry, shared, Some(worker), Some(started.capture), thread))
+        Ok(self.engine(geometry, shared, Some(worker), Some(capture), thread))
     }
 
     fn shared(

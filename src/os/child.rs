@@ -14,7 +14,11 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, waitid};
+use rustix::process::{
+    Pid, PidfdFlags, Rlimit, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, prlimit, waitid,
+};
+
+use crate::base::resource::Resource;
 
 /// What to run.
 #[derive(Debug)]
@@ -25,6 +29,8 @@ pub struct Spawn<'a> {
     pub args: &'a [OsString],
     /// The whole environment: nothing is inherited.
     pub env: &'a [(OsString, OsString)],
+    /// The working directory; `None` for this process's own.
+    pub cwd: Option<&'a Path>,
     /// Becomes the child's descriptor 0 and is closed here.
     pub stdin: OwnedFd,
 }
@@ -64,7 +70,11 @@ pub enum Exit {
 /// Whatever the spawn reports (no such program, no process or descriptor left)
 /// or `pidfd_open` does, in which case the child has been killed and reaped.
 pub fn spawn(spec: Spawn<'_>) -> io::Result<Spawned> {
-    let mut child = Command::new(spec.program)
+    let mut command = Command::new(spec.program);
+    if let Some(cwd) = spec.cwd {
+        command.current_dir(cwd);
+    }
+    let mut child = command
         .args(spec.args)
         .env_clear()
         .envs(spec.env.iter().map(|(name, value)| (name, value)))
@@ -106,6 +116,34 @@ pub fn exit_of(pidfd: BorrowedFd) -> io::Result<Option<Exit>> {
 /// Whatever `waitid` reports: not a child of this process, or reaped already.
 pub fn reap(pidfd: BorrowedFd) -> io::Result<Option<Exit>> {
     status(pidfd, WaitIdOptions::empty())
+}
+
+/// Bounds what the child may use from now on, in the resource's own unit, soft
+/// and hard limit; `u64::MAX` is no limit.
+///
+/// Only to be called while the child is unreaped: afterwards the number may
+/// name a stranger.
+///
+/// # Errors
+/// `PermissionDenied` if that would raise the hard limit and this process may
+/// not do so.
+pub fn limit(pid: i32, resource: Resource, value: u64) -> io::Result<()> {
+    use rustix::process::Resource as Kernels;
+    let resource = match resource {
+        Resource::OpenFiles => Kernels::Nofile,
+        Resource::AddressSpace => Kernels::As,
+        Resource::Data => Kernels::Data,
+        Resource::Stack => Kernels::Stack,
+        Resource::Core => Kernels::Core,
+        Resource::CpuSeconds => Kernels::Cpu,
+        Resource::FileSize => Kernels::Fsize,
+        Resource::Processes => Kernels::Nproc,
+    };
+    // 0 would mean this very process.
+    let pid = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
+    let value = (value != u64::MAX).then_some(value);
+    prlimit(Some(pid), resource, Rlimit { current: value, maximum: value })?;
+    Ok(())
 }
 
 /// Sends `signal` to the process; 0 only checks that it could be sent. An
@@ -198,6 +236,7 @@ mod tests {
             program: Path::new(program),
             args,
             env: &[("ONLY".into(), "this".into())],
+            cwd: None,
             stdin: File::open("/dev/null").unwrap().into(),
         })
     }
@@ -241,6 +280,42 @@ mod tests {
         assert_eq!(text(child.stdout), "ONLY=this\n");
         let error = start("/nowhere/at all", &[]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_child_begins_where_it_is_told() {
+        let stdin = File::open("/dev/null").unwrap().into();
+        let (program, cwd) = (Path::new("/bin/pwd"), Some(Path::new("/proc")));
+        let child = spawn(Spawn { program, args: &[], env: &[], cwd, stdin }).unwrap();
+        assert_eq!(end_of(&child), Exit::Code(0));
+        assert_eq!(text(child.stdout), "/proc\n");
+    }
+
+    #[test]
+    fn each_resource_is_bounded_by_its_own_name() {
+        let child = shell("exec sleep 1000");
+        let all = [
+            (Resource::OpenFiles, 20, "Max open files"),
+            (Resource::AddressSpace, 1 << 40, "Max address space"),
+            (Resource::Data, 1 << 39, "Max data size"),
+            (Resource::Stack, 1 << 20, "Max stack size"),
+            (Resource::Core, 0, "Max core file size"),
+            (Resource::CpuSeconds, 1000, "Max cpu time"),
+            (Resource::FileSize, 5000, "Max file size"),
+            (Resource::Processes, 500, "Max processes"),
+        ];
+        for (resource, value, _) in all {
+            limit(child.pid, resource, value).unwrap();
+        }
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.pid)).unwrap();
+        for (_, value, name) in all {
+            let row = limits.lines().find_map(|row| row.strip_prefix(name)).unwrap();
+            let shown: Vec<&str> = row.split_whitespace().take(2).collect();
+            assert_eq!(shown, [value.to_string(), value.to_string()], "{name}");
+        }
+        assert!(limit(0, Resource::Core, 0).is_err(), "0 is not this process");
+        kill_group(child.pid);
+        end_of(&child);
     }
 
     #[test]

@@ -205,6 +205,7 @@ mod tests {
             program: child::exec_path(),
             args: &child_args(),
             env: &[(ROLE.into(), role.into())],
+            cwd: None,
             stdin,
         })
         .unwrap()

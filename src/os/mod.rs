@@ -23,6 +23,8 @@ pub mod map;
 pub mod memfd;
 /// Waiting for descriptors to become readable.
 pub mod poll;
+/// Finding a program by name.
+pub mod program;
 /// Randomness from the kernel.
 pub mod random;
 /// The bootstrap socket pair and descriptor passing.

@@ -3,13 +3,17 @@
 //! Knows nothing of requests: what becomes of those when a worker dies is the engine's.
 
 mod birth;
+mod error;
+mod launch;
 mod output;
 mod spawner;
 mod worker;
 
-pub use birth::{StartError, StartStep};
+pub use error::{StartError, StartStep};
 pub use output::{OutputLine, OutputSink, Stream};
 
+#[cfg(feature = "testing")]
+pub(crate) use birth::Started;
 pub(crate) use birth::{WorkerSpec, start};
 pub(crate) use output::Capture;
 pub(crate) use worker::{Heard, Worker};

@@ -2,11 +2,12 @@
 //!
 //! A worker can never be stopped by a full pipe, and what it prints never enters an error.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::base::limits::OUTPUT_LINE_BYTES;
@@ -27,6 +28,8 @@ pub enum Stream {
 pub struct OutputLine<'a> {
     /// The worker's group.
     pub group: &'a str,
+    /// Which of the group's processes it is, from 0 on.
+    pub process: u16,
     /// The worker's process.
     pub pid: i32,
     /// Where it was printed.
@@ -39,7 +42,7 @@ pub struct OutputLine<'a> {
 pub type OutputSink = Arc<dyn Fn(OutputLine<'_>) + Send + Sync>;
 
 /// The default sink: standard error, behind the group's name.
-pub(crate) fn to_stderr(line: OutputLine<'_>) {
+fn to_stderr(line: OutputLine<'_>) {
     use std::io::Write;
     let mut text = format!("[{}] ", line.group).into_bytes();
     text.extend_from_slice(line.text);
@@ -51,11 +54,20 @@ pub(crate) fn to_stderr(line: OutputLine<'_>) {
 const LAST_WORDS_NS: u64 = 100_000_000;
 const STOP: u64 = u64::MAX;
 
+/// Whose words a pipe carries, and who takes them.
+#[derive(Clone)]
+pub(super) struct Speaker {
+    pub group: Arc<str>,
+    pub process: u16,
+    pub pid: i32,
+    /// `None`: [`to_stderr`].
+    pub sink: Option<OutputSink>,
+}
+
 struct Pipe {
     file: File,
-    group: Arc<str>,
-    pid: i32,
     stream: Stream,
+    speaker: Speaker,
     line: Vec<u8>,
     /// The rest of a line that was cut is dropped.
     cut: bool,
@@ -63,34 +75,62 @@ struct Pipe {
 
 /// The thread that drains the pipes of an engine's workers.
 pub(crate) struct Capture {
-    stop: Arc<EventFd>,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
+/// What the thread and those who give it pipes share.
+struct Shared {
+    poller: Poller,
+    stop: EventFd,
+    added: Mutex<Added>,
+}
+
+#[derive(Default)]
+struct Added {
+    /// Pipes that the thread has not taken over yet, by the tokens under which they are watched.
+    pipes: Vec<(u64, Pipe)>,
+    next_token: u64,
+}
+
+impl Shared {
+    fn added(&self) -> MutexGuard<'_, Added> {
+        self.added.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Capture {
-    /// Starts draining `pipes` of (group, pid, stream, descriptor).
-    pub fn start(
-        pipes: Vec<(Arc<str>, i32, Stream, OwnedFd)>,
-        sink: Option<OutputSink>,
-    ) -> std::io::Result<Self> {
-        let stop = Arc::new(EventFd::new()?);
-        let poller = Poller::new()?;
-        poller.add(stop.as_fd().as_fd(), STOP)?;
-        let mut open = Vec::new();
-        for (group, pid, stream, fd) in pipes {
-            poller.add(fd.as_fd(), open.len() as u64)?;
-            open.push(Some(Pipe { file: fd.into(), group, pid, stream, line: Vec::new(), cut: false }));
-        }
-        let sink = sink.unwrap_or_else(|| Arc::new(to_stderr));
-        let run = move || drain(&poller, &mut open, &sink);
+    /// Starts the thread; there is nothing to drain yet.
+    pub fn start() -> std::io::Result<Self> {
+        let shared =
+            Shared { poller: Poller::new()?, stop: EventFd::new()?, added: Mutex::new(Added::default()) };
+        shared.poller.add(shared.stop.as_fd().as_fd(), STOP)?;
+        let shared = Arc::new(shared);
+        let run = {
+            let shared = Arc::clone(&shared);
+            move || drain(&shared)
+        };
         let thread = std::thread::Builder::new().name("handbell-output".into()).spawn(run)?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Drains one more pipe from now on, until its end.
+    pub(super) fn add(&self, speaker: &Speaker, stream: Stream, fd: OwnedFd) -> std::io::Result<()> {
+        // The lock is held over both steps: a thread that is woken by a token which it does not know waits
+        // here until the pipe is there.
+        let mut added = self.shared.added();
+        let token = added.next_token;
+        self.shared.poller.add(fd.as_fd(), token)?;
+        added.next_token += 1;
+        let pipe = Pipe { file: fd.into(), stream, speaker: speaker.clone(), line: Vec::new(), cut: false };
+        added.pipes.push((token, pipe));
+        Ok(())
     }
 }
 
 impl Drop for Capture {
     fn drop(&mut self) {
-        self.stop.ring();
+        self.shared.stop.ring();
         if let Some(thread) = self.thread.take() {
             // The thread catches panics of the sink; there is nothing else to learn from it.
             let _ = thread.join();
@@ -98,13 +138,15 @@ impl Drop for Capture {
     }
 }
 
-fn drain(poller: &Poller, pipes: &mut [Option<Pipe>], sink: &OutputSink) {
+fn drain(shared: &Shared) {
+    let mut pipes: HashMap<u64, Pipe> = HashMap::new();
     let mut tokens = Vec::new();
     let mut until_ns = None;
-    while pipes.iter().any(Option::is_some) {
-        if poller.wait(&mut tokens, until_ns).is_err() {
+    while until_ns.is_none() || !pipes.is_empty() {
+        if shared.poller.wait(&mut tokens, until_ns).is_err() {
             return;
         }
+        pipes.extend(shared.added().pipes.drain(..));
         if until_ns.is_some_and(|until_ns| clock::monotonic_ns() >= until_ns) {
             break;
         }
@@ -115,16 +157,15 @@ fn drain(poller: &Poller, pipes: &mut [Option<Pipe>], sink: &OutputSink) {
                 }
                 continue;
             }
-            let Some(place) = pipes.get_mut(token as usize) else { continue };
-            let Some(pipe) = place else { continue };
+            let Some(pipe) = pipes.get_mut(&token) else { continue };
             let mut buffer = [0; OUTPUT_LINE_BYTES];
             match pipe.file.read(&mut buffer) {
-                Ok(bytes @ 1..) => pipe.take(&buffer[..bytes], sink),
+                Ok(bytes @ 1..) => pipe.take(&buffer[..bytes]),
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 _ => {
-                    pipe.end(sink);
-                    poller.remove(pipe.file.as_fd());
-                    *place = None;
+                    pipe.end();
+                    shared.poller.remove(pipe.file.as_fd());
+                    pipes.remove(&token);
                 }
             }
         }
@@ -133,11 +174,11 @@ fn drain(poller: &Poller, pipes: &mut [Option<Pipe>], sink: &OutputSink) {
             break;
         }
     }
-    pipes.iter_mut().flatten().for_each(|pipe| pipe.end(sink));
+    pipes.values_mut().for_each(Pipe::end);
 }
 
 impl Pipe {
-    fn take(&mut self, bytes: &[u8], sink: &OutputSink) {
+    fn take(&mut self, bytes: &[u8]) {
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
             let (text, ended) = match part {
                 [text @ .., b'\n'] => (text, true),
@@ -147,11 +188,11 @@ impl Pipe {
             self.line.extend_from_slice(&text[..text.len().min(room)]);
             if self.line.len() == OUTPUT_LINE_BYTES && !self.cut {
                 self.cut = true;
-                self.hand_on(sink);
+                self.hand_on();
             }
             if ended {
                 if !self.cut {
-                    self.hand_on(sink);
+                    self.hand_on();
                 }
                 self.line.clear();
                 self.cut = false;
@@ -159,16 +200,20 @@ impl Pipe {
         }
     }
 
-    fn end(&mut self, sink: &OutputSink) {
+    fn end(&mut self) {
         if !self.line.is_empty() && !self.cut {
-            self.hand_on(sink);
+            self.hand_on();
         }
         self.line.clear();
     }
 
-    fn hand_on(&self, sink: &OutputSink) {
-        let line = OutputLine { group: &self.group, pid: self.pid, stream: self.stream, text: &self.line };
+    fn hand_on(&self) {
+        let Speaker { group, process, pid, sink } = &self.speaker;
+        let line = OutputLine { group, process: *process, pid: *pid, stream: self.stream, text: &self.line };
         // A sink that panics loses its line and nothing else.
-        let _ = catch_unwind(AssertUnwindSafe(|| sink(line)));
+        let _ = catch_unwind(AssertUnwindSafe(|| match sink {
+            Some(sink) => sink(line),
+            None => to_stderr(line),
+        }));
     }
 }
