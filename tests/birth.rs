@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -255,8 +255,8 @@ fn boot_04_a_worker_that_is_never_ready_takes_the_others_with_it() {
     let plan = Plan::new().group("a", ["up0"]).group("b", ["stuck"]).group("c", ["up1"]);
     let (births, lines) = births(plan);
     assert_eq!(
-        refused(births.start_timeout(Duration::from_millis(700)), &lines),
-        "the worker of group 'b' did not reach step ready within start_timeout = 700ms"
+        refused(births.start_timeout(Duration::from_secs(3)), &lines),
+        "the worker of group 'b' did not reach step ready within start_timeout = 3s"
     );
 }
 
@@ -264,20 +264,18 @@ fn boot_04_the_others_are_ended_in_reverse_order() {
     let scratch = Scratch::new();
     let plan = Plan::new().group("g", ["up0"]).processes(8).group("bad", ["exits_when_told"]);
     let (births, lines) = births(plan);
-    let ended = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let births = births.env(PLACE, &scratch.0);
-        let (lines, ended) = (&lines, &ended);
-        scope.spawn(move || {
+        let lines = &lines;
+        let start = scope.spawn(move || {
             assert_eq!(refused(births, lines), "the worker of group 'bad' ended at step ready: Exit(3)");
-            ended.store(true, Ordering::SeqCst);
         });
         until("all are up", || lines.lock().unwrap().len() == 8);
         let mut pids: Vec<(u16, i32)> =
             lines.lock().unwrap().iter().map(|(_, process, pid, _)| (*process, *pid)).collect();
         pids.sort();
         fs::write(scratch.0.join("go"), "").unwrap();
-        while !ended.load(Ordering::SeqCst) {
+        while !start.is_finished() {
             // Looked at from the first to the last: if one is gone, those behind it went before.
             let alive = pids.iter().map(|(_, pid)| common::is_alive(*pid));
             let after_the_gone: Vec<bool> = alive.skip_while(|alive| *alive).collect();
@@ -289,9 +287,11 @@ fn boot_04_the_others_are_ended_in_reverse_order() {
 fn boot_04_a_spawn_that_fails_takes_the_others_with_it() {
     let scratch = Scratch::new();
     let program = scratch.0.join("no-program");
-    fs::write(&program, "\u{1}no format that the kernel knows").unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(&program, mode).unwrap();
+    // By another process: a file that this one has open for writing, even in a child that is being started
+    // meanwhile, would be busy.
+    let mut install = std::process::Command::new("install");
+    install.args(["-m", "755", "/etc/passwd"]).arg(&program);
+    assert!(install.status().expect("it is everywhere").success());
     let (births, lines) = births(Plan::new().group("a", ["up0"]).group("b", ["up1"]).command([&program]));
     assert_eq!(
         refused(births, &lines),
@@ -402,8 +402,8 @@ fn gate_01_what_cannot_be_had_is_named_and_nothing_is_left() {
     assert_eq!(refused(quick, &lines), "the worker of group 'b' ended at step mapped: Exit(0)");
     let (slow, lines) = births(plan().command(["sleep", "1000"]));
     assert_eq!(
-        refused(slow.start_timeout(Duration::from_millis(500)), &lines),
-        "the worker of group 'b' did not reach step mapped within start_timeout = 500ms"
+        refused(slow.start_timeout(Duration::from_secs(3)), &lines),
+        "the worker of group 'b' did not reach step mapped within start_timeout = 3s"
     );
 }
 
