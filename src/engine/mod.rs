@@ -6,6 +6,7 @@
 //! dispatch.rs   the way out                           reader.rs    the way in
 //! shared.rs     what both work on                     link.rs      one lane, with who waits on it
 //! thread.rs     the last of those who wait            memory.rs    the memory profile
+//! order.rs      when a frame of a run may enter a group
 //! correlation/  every request ends exactly once
 //! ```
 
@@ -15,6 +16,9 @@ mod dispatch;
 mod handle;
 mod link;
 mod memory;
+// Its tests use all of it.
+#[cfg_attr(any(not(test), loom), expect(dead_code, reason = "used by runs"))]
+mod order;
 mod pending;
 mod reader;
 mod request;
