@@ -35,10 +35,11 @@ pub use base::ids::{Identity, NodeId, TraceId};
 pub use base::resource::Resource;
 pub use base::waiting::Waiting;
 pub use engine::{
-    Audit, CallError, Counters, DispatchError, Drain, Engine, EngineBuilder, Event, EventKind, Loan, Pending,
-    Reply, RequestBuilder, StopMode, StopReport, Summary, TryDispatchError, UnknownNode, WorkerStop,
+    Audit, CallError, Counters, DispatchError, Drain, Engine, EngineBuilder, Event, EventBell, EventKind,
+    GroupSummary, Loan, OnError, Pending, Reply, RequestBuilder, Run, RunBuilder, RunError, StopMode,
+    StopReport, Summary, TryDispatchError, UnknownNode, WorkerStop,
 };
-pub use node::{BuildError, EmitError, Node, Output, Request};
+pub use node::{BuildError, EmitError, Keyed, Node, Output, Request};
 pub use plan::budget::BudgetError;
 pub use plan::error::PlanError;
 pub use plan::plan::Plan;

@@ -269,7 +269,7 @@ impl Table {
 
     /// Registers a waiter; a deadline of 0 is none.
     pub fn register(&self, identity: Identity, deadline_ns: u64) -> Result<Waiter, NotRegistered> {
-        let admission = Admission { identity, deadline_ns, target: SOURCE, group: GroupId(0) };
+        let admission = Admission { identity, deadline_ns, home: 0, target: Some(SOURCE), group: GroupId(0) };
         let admitted = self.correlation.register(&admission).map_err(|refused| match refused {
             Refused::Full => NotRegistered::Full,
             Refused::TraceInFlight => NotRegistered::TraceInFlight,
@@ -304,7 +304,8 @@ impl Table {
 
     /// Gives a waiter up; whether that ended it.
     pub fn cancel(&self, waiter: &Waiter, now_ns: u64) -> bool {
-        self.correlation.end(waiter.admitted.root, Outcome::Cancelled, false, now_ns).is_some()
+        let root = waiter.admitted.root;
+        self.correlation.end(root, None, Outcome::Cancelled, now_ns, |_, _| false).is_some()
     }
 
     /// Ends what is due; the ids in the order in which they ended.

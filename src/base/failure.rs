@@ -67,6 +67,8 @@ pub enum Rule {
     LastOutOfOrder,
     /// An error payload that is not well formed.
     ErrorPayload,
+    /// An output along an edge that the plan does not have, or without the key that its group demands.
+    Edge,
 }
 
 /// What class of execution failure a worker reported.
@@ -89,6 +91,12 @@ pub enum ExecutionClass {
     NoSuchEdge = 7,
     /// One request made more outputs than it may.
     TooManyOutputs = 8,
+    /// A request had more open branches than `max_branches`.
+    TooManyBranches = 9,
+    /// A request went along an edge more often than its `max_hops`.
+    TooManyHops = 10,
+    /// A node emitted to a keyed group without a key.
+    KeyMissing = 11,
 }
 
 impl ExecutionClass {
@@ -102,6 +110,9 @@ impl ExecutionClass {
             6 => Self::NoRoom,
             7 => Self::NoSuchEdge,
             8 => Self::TooManyOutputs,
+            9 => Self::TooManyBranches,
+            10 => Self::TooManyHops,
+            11 => Self::KeyMissing,
             _ => return None,
         })
     }

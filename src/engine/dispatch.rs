@@ -5,20 +5,23 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
-use super::correlation::{Admission, Admitted, Outcome, Phase, Refused, RootKey};
-use super::link::{Link, Sleeper};
-use super::shared::Shared;
+use super::correlation::{Admission, Admitted, Phase, Refused};
+use super::forward::Wakes;
+use super::link::{self, Link, Sleeper};
+use super::shared::{Lane, Shared};
 use crate::base::clock::has_passed;
 use crate::base::failure::{Cause, Failure};
-use crate::base::ids::{Identity, NodeId};
+use crate::base::ids::{GroupId, Identity, NodeId};
 use crate::lane::Outgoing;
 use crate::os::clock;
 use crate::os::futex::Word;
 use crate::shm::arena::Block;
 use crate::shm::spin::Next;
 use crate::wire::envelope::{ENGINE, Envelope, kind, status};
-/// Memory profile: how often one looks who waits for room while somebody else runs a request.
-const MEMORY_LOOK: Duration = Duration::from_micros(50);
+
+/// Without a worker's lane: how often one looks who waits for room while somebody else runs a request.
+const LOCAL_LOOK: Duration = Duration::from_micros(50);
+
 /// A request as it is handed in.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Outbound {
@@ -26,6 +29,10 @@ pub(super) struct Outbound {
     pub identity: Identity,
     /// Resolved: monotonic ns, 0 = none.
     pub deadline_ns: u64,
+    /// Chooses among the processes of the group.
+    pub key: Option<u64>,
+    /// The lane, where it has been chosen already.
+    pub lane: Option<u16>,
 }
 
 /// Its payload.
@@ -35,6 +42,27 @@ pub(super) enum Payload<'a> {
     Block(Block, usize),
     /// Written in private memory, to be copied behind the envelope; the first so many bytes of it.
     Staged(Box<[u8]>, usize),
+}
+
+impl Payload<'_> {
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Block(_, len) | Self::Staged(_, len) => *len,
+        }
+    }
+
+    pub fn into_vec(self) -> Vec<u8> {
+        match self {
+            Self::Bytes(bytes) => bytes.to_vec(),
+            Self::Block(block, len) => block[..len].to_vec(),
+            Self::Staged(bytes, len) => {
+                let mut bytes = bytes.into_vec();
+                bytes.truncate(len);
+                bytes
+            }
+        }
+    }
 }
 
 /// Where a loan's bytes are.
@@ -48,6 +76,7 @@ pub(super) enum NotTaken<'a> {
     /// No room now; the payload comes back.
     Busy(Payload<'a>),
     TraceInFlight,
+    KeyMissing,
     Stopped,
     TooLarge {
         size: usize,
@@ -58,34 +87,53 @@ pub(super) enum NotTaken<'a> {
 impl Shared {
     /// Takes a request, or says why not. Never waits.
     pub fn submit<'a>(&self, outbound: &Outbound, payload: Payload<'a>) -> Result<Admitted, NotTaken<'a>> {
+        let group = self.may_enter(outbound)?;
+        let limit = self.max_payload();
+        if payload.len() > limit {
+            return Err(NotTaken::TooLarge { size: payload.len(), limit });
+        }
+        if self.holds_too_much() {
+            return Err(NotTaken::Busy(payload));
+        }
+        let lane = outbound.lane.map_or_else(|| self.lane_for(group, outbound.key), usize::from);
+        match &self.lanes[lane] {
+            Lane::Worker(link) => self.submit_to_lane(link, group, outbound, payload),
+            Lane::Local(local) => local.submit(&self.correlation, outbound, payload),
+        }
+    }
+
+    /// The group that a request enters first, unless it may not.
+    #[inline(always)]
+    pub fn may_enter(&self, outbound: &Outbound) -> Result<GroupId, NotTaken<'static>> {
         if self.stopping.load(Ordering::SeqCst) {
             return Err(NotTaken::Stopped);
         }
         // Against the clock as it was read for this deadline.
         self.give_up_if_due(outbound, self.clock_ns.load(Ordering::Relaxed))?;
-        match (&self.link, &self.memory) {
-            (Some(link), _) => self.submit_to_lane(link, outbound, payload),
-            (None, Some(memory)) => memory.submit(&self.correlation, outbound, payload),
-            (None, None) => unreachable!("an engine has a lane or a memory group"),
+        let group = self.group_of(outbound.target);
+        if outbound.key.is_none() && self.placement.groups[usize::from(group.0)].keyed {
+            return Err(NotTaken::KeyMissing);
         }
+        Ok(group)
     }
 
     fn submit_to_lane<'a>(
         &self,
         link: &Link,
+        group: GroupId,
         outbound: &Outbound,
         payload: Payload<'a>,
     ) -> Result<Admitted, NotTaken<'a>> {
         if !link.is_live() {
-            return Err(NotTaken::Failed(self.dead(link, self.group_of(outbound.target))));
+            return Err(NotTaken::Failed(self.dead(link, group)));
+        }
+        // What comes from other groups goes first.
+        if link.forwards.waiting() != 0 {
+            return Err(NotTaken::Busy(payload));
         }
         link.end.prepare();
         let outgoing = match &payload {
             Payload::Bytes(bytes) if bytes.len() > link.end.inline_bytes() => {
-                let limit = link.end.arena().bytes();
-                if bytes.len() > limit {
-                    return Err(NotTaken::TooLarge { size: bytes.len(), limit });
-                }
                 let Ok(mut block) = link.end.arena().take(bytes.len()) else {
                     return Err(NotTaken::Busy(payload));
                 };
@@ -100,8 +148,9 @@ impl Shared {
         let admission = Admission {
             identity: outbound.identity,
             deadline_ns: outbound.deadline_ns,
-            target: link.source,
-            group: self.group_of(outbound.target),
+            home: link.source.lane,
+            target: Some(link.source),
+            group,
         };
         let admitted = match self.correlation.register(&admission) {
             Ok(admitted) => admitted,
@@ -146,18 +195,11 @@ impl Shared {
             link.end.cancel(position);
         }
         if !link.is_live() {
-            self.end_on_dead_lane(link, admitted.root);
+            let mut wakes = Wakes::new();
+            self.end_on_dead_lane(link, admitted.root, &mut wakes);
+            self.wake(wakes);
         }
         Ok(admitted)
-    }
-
-    /// The lane died while the request was being sent, and whoever settled that may have looked before.
-    #[cold]
-    fn end_on_dead_lane(&self, link: &Link, root: RootKey) {
-        let outcome = Outcome::Failed(link.cause().unwrap_or(Cause::Exit(0)));
-        if let Some(ended) = self.correlation.end(root, outcome, false, self.read_clock()) {
-            self.after(ended.index, ended.aftermath);
-        }
     }
 
     /// Takes a request; waits for room until the deadline, reading replies meanwhile.
@@ -181,7 +223,7 @@ impl Shared {
     ) -> Result<Admitted, NotTaken<'a>> {
         let mut payload = Some(payload);
         let mut settled = None;
-        let mut try_again = || match self.submit(outbound, payload.take().expect("given back when busy")) {
+        let try_again = || match self.submit(outbound, payload.take().expect("given back when busy")) {
             Err(NotTaken::Busy(back)) => {
                 payload = Some(back);
                 false
@@ -191,30 +233,23 @@ impl Shared {
                 true
             }
         };
-        match (&self.link, &self.memory) {
-            (Some(link), _) => self.wait_for_room(link, outbound, try_again)?,
-            (None, Some(memory)) => {
-                while !try_again() {
-                    self.give_up_if_due(outbound, clock::monotonic_ns())?;
-                    if !memory.help(self) {
-                        // Somebody else runs a request; its end makes room.
-                        std::thread::sleep(MEMORY_LOOK);
-                    }
-                }
-            }
-            (None, None) => unreachable!("an engine has a lane or a memory group"),
-        }
+        self.wait_for_room(outbound, try_again)?;
         settled.expect("there is room")
     }
 
-    /// Waits until `try_again` says that it found room; reads the lane's replies meanwhile, because each gain
-    /// of room is a frame among them.
-    fn wait_for_room(
+    /// Waits until `try_again` says that it found room. Each gain of room is a frame among the replies, or a
+    /// request run in this process; so who waits reads and runs meanwhile, and not only in the lane that it
+    /// wants to enter: that one may be waiting for another.
+    pub fn wait_for_room(
         &self,
-        link: &Link,
         outbound: &Outbound,
         mut try_again: impl FnMut() -> bool,
     ) -> Result<(), NotTaken<'static>> {
+        let group = self.group_of(outbound.target);
+        let lane = outbound.lane.map_or_else(|| self.lane_for(group, outbound.key), usize::from);
+        let Some(link) = self.lanes[lane].link().or_else(|| self.links().next()) else {
+            return self.wait_for_local_room(outbound, try_again);
+        };
         let word = Arc::new(Word::new(0));
         let mut spinner = link.end.spinner(self.waiting);
         link.begin_looking();
@@ -222,13 +257,13 @@ impl Shared {
             if try_again() {
                 break Ok(());
             }
-            if !link.is_live() {
-                break Err(NotTaken::Failed(self.dead(link, self.group_of(outbound.target))));
+            if !self.lanes[lane].is_live() {
+                break Err(NotTaken::Failed(self.dead(link, group)));
             }
             if self.stopping.load(Ordering::SeqCst) {
                 break Err(NotTaken::Stopped);
             }
-            if self.read(link) {
+            if self.read(link) || self.look_everywhere() {
                 continue;
             }
             let next = spinner.step(link.end.processors());
@@ -241,18 +276,7 @@ impl Shared {
             }
             if next == Next::Sleep {
                 let until_ns = if outbound.deadline_ns == 0 { u64::MAX } else { outbound.deadline_ns };
-                let seen = self.room_made.load(Ordering::SeqCst);
-                link.begin_waiting_for_room();
-                let found = try_again();
-                if !found {
-                    link.sleep(&self.correlation, Sleeper::Room(Arc::clone(&word)), until_ns, || {
-                        link.is_live()
-                            && !self.stopping.load(Ordering::SeqCst)
-                            && self.room_made.load(Ordering::SeqCst) == seen
-                    });
-                }
-                link.end_waiting_for_room();
-                if found {
+                if self.sleep_for_room(link, &word, until_ns, &mut try_again) {
                     break Ok(());
                 }
                 spinner.renew();
@@ -260,10 +284,78 @@ impl Shared {
             }
         };
         link.stop_looking(&self.correlation);
+        self.arm_for_awaited(link);
         result
     }
 
-    fn give_up_if_due(&self, outbound: &Outbound, now_ns: u64) -> Result<(), NotTaken<'static>> {
+    /// Sleeps until room may have come free; true if there was some after all.
+    fn sleep_for_room(
+        &self,
+        link: &Link,
+        word: &Arc<Word>,
+        until_ns: u64,
+        try_again: &mut impl FnMut() -> bool,
+    ) -> bool {
+        let seen = self.room_made.load(Ordering::SeqCst);
+        self.begin_waiting_for_room();
+        let found = try_again();
+        if !found {
+            let mut links: Vec<&Link> = self.links().filter(|other| other.load() > 0).collect();
+            if !links.iter().any(|other| std::ptr::eq(*other, link)) {
+                links.push(link);
+            }
+            link::sleep(&links, &self.correlation, &Sleeper::Room(Arc::clone(word)), until_ns, || {
+                link.is_live()
+                    && !self.stopping.load(Ordering::SeqCst)
+                    && self.room_made.load(Ordering::SeqCst) == seen
+            });
+        }
+        self.end_waiting_for_room();
+        found
+    }
+
+    fn wait_for_local_room(
+        &self,
+        outbound: &Outbound,
+        mut try_again: impl FnMut() -> bool,
+    ) -> Result<(), NotTaken<'static>> {
+        while !try_again() {
+            if self.stopping.load(Ordering::SeqCst) {
+                return Err(NotTaken::Stopped);
+            }
+            self.give_up_if_due(outbound, clock::monotonic_ns())?;
+            if !self.look_everywhere() {
+                // Somebody else runs a request; its end makes room.
+                std::thread::sleep(LOCAL_LOOK);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what is there in any lane, or runs what may be run; whether there was anything.
+    pub fn look_everywhere(&self) -> bool {
+        let mut found = false;
+        for lane in &self.lanes {
+            found |= match lane {
+                Lane::Worker(link) => {
+                    let read = self.read(link);
+                    if read {
+                        link.stop_looking_after_read(&self.correlation);
+                        self.arm_for_awaited(link);
+                    }
+                    read
+                }
+                Lane::Local(local) => local.help(self),
+            };
+        }
+        found
+    }
+
+    pub fn dead(&self, link: &Link, group: GroupId) -> Failure {
+        Failure::new(self.group_name(group), self.cause_of(link), false, None)
+    }
+
+    pub fn give_up_if_due(&self, outbound: &Outbound, now_ns: u64) -> Result<(), NotTaken<'static>> {
         if !has_passed(outbound.deadline_ns, now_ns) {
             return Ok(());
         }
@@ -271,47 +363,47 @@ impl Shared {
         Err(NotTaken::Failed(Failure::new(group, Cause::Deadline, false, None)))
     }
 
-    /// Tells those who wait for room that there may be some. A full fence stands between the making of it and
-    /// this.
-    #[inline(always)]
-    pub fn room_came_free(&self, link: &Link) {
-        if link.waits_for_room() {
-            self.room_made.fetch_add(1, Ordering::SeqCst);
-            link.wake_for_room(&self.correlation);
-        }
-    }
-
-    /// Room for a payload to be written in place; waits for it until the deadline.
-    pub fn loan(&self, outbound: &Outbound, len: usize) -> Result<Buffer, NotTaken<'static>> {
+    /// Room for a payload to be written in place; waits for it until the deadline. The lane is chosen with it.
+    pub fn loan(&self, outbound: &mut Outbound, len: usize) -> Result<Buffer, NotTaken<'static>> {
         let limit = self.max_payload();
         if len > limit {
             return Err(NotTaken::TooLarge { size: len, limit });
         }
-        let Some(link) = self.link.as_ref().filter(|link| len > link.end.inline_bytes()) else {
+        let group = self.may_enter(outbound)?;
+        let lane = self.lane_for(group, outbound.key);
+        outbound.lane = Some(self.lanes[lane].source().lane);
+        let Some(link) = self.lanes[lane].link().filter(|link| len > link.end.inline_bytes()) else {
             return Ok(Buffer::Staged(vec![0; len].into()));
         };
         let mut block = None;
-        self.wait_for_room(link, outbound, || {
+        self.wait_for_room(outbound, || {
             block = link.end.arena().take(len).ok();
             block.is_some()
         })?;
         Ok(Buffer::Block(block.expect("there is room")))
     }
 
-    /// A loan is over: sent, or given back.
-    pub fn loan_ended(&self) {
-        if let Some(link) = &self.link {
-            fence(Ordering::SeqCst);
-            self.room_came_free(link);
+    /// A loan from this lane is over: sent, or given back.
+    pub fn loan_ended(&self, lane: Option<u16>) {
+        fence(Ordering::SeqCst);
+        if let Some(link) = lane.and_then(|lane| self.lanes[usize::from(lane)].link()) {
+            let mut wakes = Wakes::new();
+            self.flush(link, &mut wakes);
+            self.wake(wakes);
         }
+        self.room_came_free();
     }
 
-    /// Reads the lane once, so that what its replies free can be used.
-    pub fn look_for_room(&self) {
-        if let Some(link) = &self.link
+    /// Reads the request's lane once, so that what its replies free can be used.
+    pub fn look_for_room(&self, outbound: &Outbound) {
+        let lane = outbound
+            .lane
+            .map_or_else(|| self.lane_for(self.group_of(outbound.target), outbound.key), usize::from);
+        if let Some(link) = self.lanes[lane].link()
             && self.read(link)
         {
             link.stop_looking_after_read(&self.correlation);
+            self.arm_for_awaited(link);
         }
     }
 }

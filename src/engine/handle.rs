@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::builder::Summary;
 use super::correlation::{Audit, Counters, Event};
 use super::pending::{CallError, Reply};
 use super::request::RequestBuilder;
+use super::run::RunBuilder;
 use super::shared::Shared;
 use super::stop::{Drain, Life, StopReport};
+use super::summary::Summary;
 use crate::base::clock::Deadline;
 use crate::base::ids::NodeId;
 
@@ -37,16 +38,16 @@ impl Engine {
         &self.life.shared
     }
 
-    /// Frames sent to and read from the worker.
+    /// Frames sent to and read from the first worker.
     #[cfg(feature = "testing")]
     pub(crate) fn ring_positions(&self) -> Option<(u64, u64)> {
-        self.shared().link.as_ref().map(|link| link.end.positions())
+        self.shared().links().next().map(|link| link.end.positions())
     }
 
-    /// Whether the worker says that it has begun the request at this position of its ring.
+    /// Whether the first worker says that it has begun the request at this position of its ring.
     #[cfg(feature = "testing")]
     pub(crate) fn has_begun(&self, position: u64) -> bool {
-        self.shared().link.as_ref().is_some_and(|link| link.end.started(position))
+        self.shared().links().next().is_some_and(|link| link.end.started(position))
     }
 
     /// The node of this name. Resolve it once and keep it.
@@ -76,6 +77,15 @@ impl Engine {
         reply.to_value().ok_or(CallError::NotAsExpected { size: reply.len(), expected: size_of::<R>() })
     }
 
+    /// A stream of inputs to a node, with a window in flight and outputs in input order; to be stated further.
+    pub fn run<I>(&self, node: NodeId, inputs: I) -> RunBuilder<'_, I::IntoIter>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<[u8]>,
+    {
+        RunBuilder::new(self, node, inputs.into_iter())
+    }
+
     /// What was started.
     pub fn summary(&self) -> &Summary {
         &self.life.summary
@@ -86,7 +96,7 @@ impl Engine {
         self.shared().correlation.all_counters()
     }
 
-    /// The counters of each lane, in the plan's order of groups.
+    /// The counters of each lane, in the plan's order of groups and of processes within.
     pub fn lane_counters(&self) -> Vec<Counters> {
         self.shared().correlation.lane_counters().collect()
     }
@@ -102,7 +112,7 @@ impl Engine {
     }
 
     /// Ends the engine: refuses new requests, waits for what is in flight, fails what remains with category
-    /// `shutdown`, then tells the worker to end, and kills its process group if it does not.
+    /// `shutdown`, then tells the workers to end, and kills their process groups if they do not.
     ///
     /// Further calls, also of other handles, answer `Stopped`. A second stop returns an empty report.
     pub fn stop(&self, drain: Drain) -> StopReport {

@@ -1,8 +1,8 @@
-//! One lane as the engine uses it: its worker's fate, and the threads that wait on it.
+//! One worker's lane as the engine uses it: the worker's fate, and the threads that wait on it.
 //!
 //! Who waits looks at the next reply itself, and reads for everybody. Those who have looked long enough
 //! sleep: one of them, the *watcher*, on the lane's wake word and its own; the others on their own word,
-//! which whoever reads their reply raises. Whoever stops looking makes sure that the watcher waits for the
+//! which whoever reads their reply raises. Who waits for several lanes sleeps at all of them. Whoever stops looking makes sure that the watcher waits for the
 //! right position, or that one of the sleepers becomes the watcher.
 //!
 //! Invariant: while anybody sleeps here, either somebody looks who will do one of the two on leaving, or the
@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::correlation::{Correlation, Source, cause_from_word, cause_to_word};
+use super::forward::Forwards;
 use crate::base::failure::{Cause, KilledFor, Rule};
 use crate::base::ids::GroupId;
 use crate::base::limits::LONGEST_SLEEP_NS;
@@ -23,7 +24,7 @@ use crate::os::futex::{self, Word};
 use crate::shm::view::Memory;
 use crate::wire::control::reply;
 
-/// Without `futex_waitv` the watcher cannot sleep on its own word as well, and looks at it this often.
+/// Without `futex_waitv` a watcher sleeps on one word only, and looks at the others this often.
 const OWN_LOOK_NS: u64 = 10_000_000;
 
 /// Who sleeps.
@@ -74,10 +75,8 @@ pub(super) struct Link {
     sleepers: Mutex<Sleepers>,
     /// Length of the list, for those who only want to know whether it is empty.
     asleep: AtomicU32,
-    /// How many threads are about to sleep for room, or do.
-    waiting_for_room: AtomicU32,
-    /// Requests that nobody need be waiting for: pending and detached ones.
-    pub unattended: AtomicU64,
+    /// Frames of other groups that wait for room here.
+    pub forwards: Forwards,
 }
 
 impl Link {
@@ -90,8 +89,7 @@ impl Link {
             cause: AtomicU64::new(NO_CAUSE),
             sleepers: Mutex::default(),
             asleep: AtomicU32::new(0),
-            waiting_for_room: AtomicU32::new(0),
-            unattended: AtomicU64::new(0),
+            forwards: Forwards::default(),
         }
     }
 
@@ -172,80 +170,49 @@ impl Link {
         }
     }
 
-    /// Sleeps until the next reply, the sleeper's own word, or `until_ns`. `is_wanted` is asked once more
-    /// after everybody can know of the sleeper; when it says no, there is no sleep.
-    pub fn sleep(&self, correlation: &Correlation, me: Sleeper, until_ns: u64, is_wanted: impl Fn() -> bool) {
-        let until_ns = until_ns.min(clock::monotonic_ns() + LONGEST_SLEEP_NS);
-        let own = me.word(correlation);
-        let own_expected = own.load();
-        let watches = {
-            let mut sleepers = self.lock();
-            sleepers.list.push_back(me.clone());
-            self.asleep.store(sleepers.list.len() as u32, Ordering::SeqCst);
-            let watches = sleepers.watcher.is_none();
-            if watches {
-                sleepers.watcher = Some(me.clone());
-            }
-            watches
-        };
-        if watches {
-            self.watch(own, own_expected, until_ns, is_wanted);
-        } else {
-            // I looked until now; the watcher must know how far reading has got.
-            self.stop_looking(correlation);
-            if is_wanted() && !self.end.has_reply() {
-                own.wait(own_expected, Some(until_ns));
-            }
-        }
+    /// Enters a sleeper into the list; true if it is to watch the lane.
+    fn enlist(&self, me: &Sleeper) -> bool {
         let mut sleepers = self.lock();
-        if let Some(at) = sleepers.list.iter().position(|sleeper| sleeper.is(&me)) {
+        sleepers.list.push_back(me.clone());
+        self.asleep.store(sleepers.list.len() as u32, Ordering::SeqCst);
+        let watches = sleepers.watcher.is_none();
+        if watches {
+            sleepers.watcher = Some(me.clone());
+        }
+        watches
+    }
+
+    fn delist(&self, me: &Sleeper) {
+        let mut sleepers = self.lock();
+        if let Some(at) = sleepers.list.iter().position(|sleeper| sleeper.is(me)) {
             sleepers.list.remove(at);
         }
         self.asleep.store(sleepers.list.len() as u32, Ordering::SeqCst);
-        if sleepers.watcher.as_ref().is_some_and(|watcher| watcher.is(&me)) {
+        if sleepers.watcher.as_ref().is_some_and(|watcher| watcher.is(me)) {
             sleepers.watcher = None;
             REPLY_SIGNAL.withdraw(self.end.request_segment());
         }
     }
 
-    fn watch(&self, own: &Word, own_expected: u32, until_ns: u64, is_wanted: impl Fn() -> bool) {
-        let (request, replies) = (self.end.request_segment(), self.end.reply_segment());
-        let expected = REPLY_SIGNAL.prepare(replies);
+    /// Announces the next position for the watcher; false if it is there already.
+    fn announce(&self) -> bool {
         loop {
             let next = self.end.next();
-            // Fences between the announcement and the looks below.
-            REPLY_SIGNAL.announce(request, next);
-            if self.end.has_reply() || !is_wanted() {
-                return;
+            // Fences between the announcement and the look below.
+            REPLY_SIGNAL.announce(self.end.request_segment(), next);
+            if self.end.has_reply() {
+                return false;
             }
             // Somebody may have read on meanwhile; the announcement must name the position that is next.
             if self.end.next() == next {
-                break;
+                return true;
             }
         }
-        if futex::waitv_supported() {
-            futex::wait_either(replies.futex_word(reply::WAKE), expected, own, own_expected, Some(until_ns));
-        } else {
-            let look_ns = clock::monotonic_ns() + OWN_LOOK_NS;
-            replies.futex_wait(reply::WAKE, expected, until_ns.min(look_ns));
-        }
     }
 
-    /// Somebody is about to sleep for room, and tries once more after this. Forbidden: that try finds none *and*
-    /// who makes some does not see that it is waited for; both sides fence between their store and their load.
-    pub fn begin_waiting_for_room(&self) {
-        self.waiting_for_room.fetch_add(1, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-    }
-
-    /// It has room, or has given up.
-    pub fn end_waiting_for_room(&self) {
-        self.waiting_for_room.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    /// Whether somebody waits for room. A full fence stands between the making of room and this.
-    pub fn waits_for_room(&self) -> bool {
-        self.waiting_for_room.load(Ordering::Relaxed) != 0
+    /// Requests that stand in the lane or wait for it.
+    pub fn load(&self) -> u64 {
+        self.end.outstanding() + self.forwards.waiting()
     }
 
     /// Wakes those who wait for room.
@@ -267,6 +234,56 @@ impl Link {
             .filter(|sleeper| which(sleeper))
             .for_each(|sleeper| wake(sleeper.word(correlation)));
     }
+}
+
+/// Sleeps until the next reply of one of `links`, the sleeper's own word, or `until_ns`. `is_wanted` is asked
+/// once more after everybody can know of the sleeper; when it says no, there is no sleep.
+pub(super) fn sleep(
+    links: &[&Link],
+    correlation: &Correlation,
+    me: &Sleeper,
+    until_ns: u64,
+    is_wanted: impl Fn() -> bool,
+) {
+    let until_ns = until_ns.min(clock::monotonic_ns() + LONGEST_SLEEP_NS);
+    let own = me.word(correlation);
+    let own_expected = own.load();
+    // The links that this sleeper watches, with what their wake words hold now.
+    let enlist = |link: &&Link| link.enlist(me).then(|| REPLY_SIGNAL.prepare(link.end.reply_segment()));
+    let watched: Vec<Option<u32>> = links.iter().map(enlist).collect();
+    let mut quiet = true;
+    for (link, watched) in links.iter().zip(&watched) {
+        quiet &= if watched.is_some() {
+            link.announce()
+        } else {
+            // I looked until now; the watcher must know how far reading has got.
+            link.stop_looking(correlation);
+            !link.end.has_reply()
+        };
+    }
+    if quiet && is_wanted() {
+        let words = || {
+            let watched =
+                links.iter().zip(&watched).filter_map(|(link, expected)| Some((link, (*expected)?)));
+            watched.map(|(link, expected)| (link.end.reply_segment().futex_word(reply::WAKE), expected))
+        };
+        match words().count() {
+            0 => drop(own.wait(own_expected, Some(until_ns))),
+            _ if futex::waitv_supported() => {
+                futex::wait_any(words(), own, own_expected, Some(until_ns));
+            }
+            count => {
+                let until_ns = until_ns.min(clock::monotonic_ns() + OWN_LOOK_NS);
+                match links.iter().zip(&watched).find_map(|(link, expected)| Some((link, (*expected)?))) {
+                    Some((link, expected)) if count == 1 => {
+                        link.end.reply_segment().futex_wait(reply::WAKE, expected, until_ns);
+                    }
+                    _ => drop(own.wait(own_expected, Some(until_ns))),
+                }
+            }
+        }
+    }
+    links.iter().for_each(|link| link.delist(me));
 }
 
 /// Raises a word and wakes who sleeps on it.

@@ -1,34 +1,44 @@
 //! The engine: what a program calls.
 //!
 //! ```text
-//! builder.rs    stating and starting one              stop.rs      ending it
-//! handle.rs     the public face                       request.rs   what is sent     pending.rs  what comes back
-//! dispatch.rs   the way out                           reader.rs    the way in
-//! shared.rs     what both work on                     link.rs      one lane, with who waits on it
-//! thread.rs     the last of those who wait            memory.rs    the memory profile
-//! order.rs      when a frame of a run may enter a group
+//! builder.rs    stating one                           start.rs     starting it       summary.rs  what was started
+//! handle.rs     the public face                       stop.rs      ending it
+//! request.rs    what is sent                          pending.rs   what comes back   bell.rs     for event loops
+//! dispatch.rs   the way out                           reader.rs    the way in        wait.rs     until it ends
+//! forward.rs    the way on, from group to group       run.rs       streams           in_order.rs their frames held
+//! order.rs      which frame may enter a group
+//! shared.rs     what all of it works on               link.rs      a worker's lane   local.rs    one without worker
+//! thread.rs     the last of those who wait
 //! correlation/  every request ends exactly once
 //! ```
 
+mod bell;
 mod builder;
 pub(crate) mod correlation;
 mod dispatch;
+mod forward;
 mod handle;
+mod in_order;
 mod link;
-mod memory;
-// Its tests use all of it.
-#[cfg_attr(any(not(test), loom), expect(dead_code, reason = "used by runs"))]
+mod local;
 mod order;
 mod pending;
 mod reader;
 mod request;
+mod run;
 mod shared;
+mod start;
 mod stop;
+mod summary;
 mod thread;
+mod wait;
 
-pub use builder::{EngineBuilder, Summary};
+pub use bell::EventBell;
+pub use builder::EngineBuilder;
 pub use correlation::{Audit, Counters, Event, EventKind};
 pub use handle::{Engine, UnknownNode};
 pub use pending::{CallError, Pending, Reply};
 pub use request::{DispatchError, Loan, RequestBuilder, TryDispatchError};
+pub use run::{OnError, Run, RunBuilder, RunError};
 pub use stop::{Drain, StopMode, StopReport, WorkerStop};
+pub use summary::{GroupSummary, Summary};

@@ -140,16 +140,14 @@ impl<T> Order<T> {
     ///
     /// # Errors
     ///
-    /// The frame, if no frame `parent` executes: it has ended, or its input has.
-    ///
-    /// # Panics
-    ///
-    /// If the output could enter a group that its parent cannot reach. The caller has checked that the parent
-    /// has such an edge; what a worker names is not passed on here unchecked.
+    /// The frame, if no frame `parent` executes, because it has ended, or its input has; or if the output could
+    /// enter a group that its parent cannot reach.
     pub fn output(&mut self, parent: u64, id: u64, node: u16, frame: T) -> Result<(), T> {
         let Some(parent) = self.executing(parent) else { return Err(frame) };
         let Slot { input, node: from, .. } = self.slots[parent as usize];
-        assert!(self.reach.leads(from, node), "an output goes along the plan's edges");
+        if !self.reach.leads(from, node) {
+            return Err(frame);
+        }
         self.hold(Slot { input, id, node, held: Some(frame) }, parent);
         Ok(())
     }
@@ -191,13 +189,25 @@ impl<T> Order<T> {
     }
 
     /// Live frames.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
     /// Whether no frame is live.
+    #[cfg(test)]
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
+    }
+
+    /// Whether a frame of this id executes.
+    pub fn executes(&self, id: u64) -> bool {
+        self.executing(id).is_some()
+    }
+
+    /// What is held of a frame, if it is held.
+    pub fn held_mut(&mut self, id: u64) -> Option<&mut T> {
+        self.ids.get(&id).and_then(|slot| self.slots[*slot as usize].held.as_mut())
     }
 
     fn executing(&self, id: u64) -> Option<u32> {

@@ -2,10 +2,13 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use thiserror::Error;
 
+use super::bell::EventBell;
 use super::correlation::{Outcome, Phase, RootKey};
 use super::request::DispatchError;
 use super::shared::Shared;
@@ -39,6 +42,9 @@ pub enum CallError {
     /// The caller's trace id is in flight; nothing was sent.
     #[error("a request with this trace id is in flight")]
     TraceInFlight,
+    /// The node's group is keyed, and the request had no key; nothing was sent.
+    #[error("the node belongs to a keyed group: the request needs a key")]
+    KeyMissing,
     /// The engine has been stopped; nothing was sent.
     #[error("the engine has been stopped")]
     Stopped,
@@ -58,6 +64,7 @@ impl From<DispatchError> for CallError {
             DispatchError::Failed(failure) => Self::Failed(failure),
             DispatchError::TooLarge { size, limit } => Self::TooLarge { size, limit },
             DispatchError::TraceInFlight => Self::TraceInFlight,
+            DispatchError::KeyMissing => Self::KeyMissing,
             DispatchError::Stopped => Self::Stopped,
         }
     }
@@ -70,16 +77,15 @@ pub struct Pending {
     shared: Arc<Shared>,
     key: RootKey,
     trace_id: TraceId,
+    /// Somebody is to be told of its end.
+    awaited: bool,
     taken: bool,
 }
 
 impl Pending {
     pub(super) fn new(shared: Arc<Shared>, key: RootKey, trace_id: TraceId) -> Self {
         shared.begin_unattended();
-        if let Some(memory) = &shared.memory {
-            memory.kick();
-        }
-        Self { shared, key, trace_id, taken: false }
+        Self { shared, key, trace_id, awaited: false, taken: false }
     }
 
     /// The id of the request: the caller's, or the one that the engine made.
@@ -99,17 +105,48 @@ impl Pending {
         if self.taken {
             return None;
         }
-        if self.shared.correlation.phase(self.key) != Phase::Ended {
-            if let Some(link) = &self.shared.link
-                && self.shared.read(link)
+        self.look();
+        (self.shared.correlation.phase(self.key) == Phase::Ended).then(|| self.take())
+    }
+
+    /// Reads once where the request has a hop, and looks at its deadline.
+    fn look(&self) {
+        let shared = &self.shared;
+        if shared.correlation.phase(self.key) == Phase::Ended {
+            return;
+        }
+        for lane in shared.correlation.lanes_of(self.key) {
+            if let Some(link) = shared.lanes[usize::from(lane)].link()
+                && shared.read(link)
             {
-                link.stop_looking(&self.shared.correlation);
-            }
-            if self.shared.correlation.deadline_ns(self.key.index) != 0 {
-                self.shared.expire_if_due(self.key, clock::monotonic_ns());
+                link.stop_looking(&shared.correlation);
+                shared.arm_for_awaited(link);
             }
         }
-        (self.shared.correlation.phase(self.key) == Phase::Ended).then(|| self.take())
+        if shared.correlation.deadline_ns(self.key.index) != 0 {
+            shared.expire_if_due(self.key, clock::monotonic_ns());
+        }
+    }
+
+    /// The end of the request if it has come; if not, `waker` is woken once it has. Only the latest waker is.
+    pub fn try_take_or_wake(&mut self, waker: &Waker) -> Option<Result<Reply, CallError>> {
+        if let Some(taken) = self.try_take() {
+            return Some(taken);
+        }
+        if self.taken {
+            return None;
+        }
+        let waits = self.shared.leave_waker(self.key.index, self.key.generation, waker);
+        if !self.awaited {
+            self.awaited = true;
+            self.shared.begin_awaited();
+        }
+        if waits { None } else { self.try_take() }
+    }
+
+    /// The end of the request if it has come; if not, `bell` rings once it has.
+    pub fn try_take_or_ring(&mut self, bell: &EventBell) -> Option<Result<Reply, CallError>> {
+        self.try_take_or_wake(&bell.waker())
     }
 
     /// Gives the request up: it ends as cancelled if it has not ended. The worker skips it if it has not begun
@@ -120,31 +157,57 @@ impl Pending {
 
     /// Lets the request go on without anybody to take its reply.
     pub fn detach(mut self) {
+        self.leave();
+    }
+
+    /// Leaves the request to whoever ends it.
+    fn leave(&mut self) {
         self.taken = true;
+        self.forget_waker();
         if self.shared.correlation.detach(self.key) {
             self.shared.discard(self.key.index);
-            self.shared.end_unattended();
+            self.shared.end_unattended(self.awaited);
+        } else if !self.awaited {
+            // Whoever ends it finds it detached, and counts it out as awaited.
+            self.shared.begin_awaited();
         }
+    }
+
+    fn forget_waker(&self) {
+        if self.awaited {
+            self.shared.drop_waker(self.key.index);
+        }
+    }
+
+    /// The request, for the run that it belongs to.
+    pub(super) fn key(&self) -> RootKey {
+        self.key
     }
 
     fn take(&mut self) -> Result<Reply, CallError> {
         self.taken = true;
-        self.shared.end_unattended();
+        self.forget_waker();
+        self.shared.end_unattended(self.awaited);
         take(&self.shared, self.key)
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        if self.taken {
-            return;
+        if !self.taken {
+            self.cancel();
+            self.leave();
         }
-        self.cancel();
-        // Ended by now, or being ended by somebody who will find it detached.
-        if self.shared.correlation.detach(self.key) {
-            self.shared.discard(self.key.index);
-            self.shared.end_unattended();
-        }
+    }
+}
+
+/// Resolves to the end of the request. Needs no runtime: the engine's thread wakes whoever polled last. A future
+/// that has resolved stays pending when it is polled again.
+impl Future for Pending {
+    type Output = Result<Reply, CallError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.try_take_or_wake(context.waker()).map_or(Poll::Pending, Poll::Ready)
     }
 }
 
@@ -166,10 +229,9 @@ pub(super) fn take(shared: &Arc<Shared>, key: RootKey) -> Result<Reply, CallErro
         Outcome::Inline { len } => {
             Ok(Reply { identity, body: Body::inline(correlation.cell(key.index), len) })
         }
-        Outcome::Block { payload_at, len } => {
-            let link = shared.link.as_ref().expect("a block belongs to a lane");
-            let block = link.end.held_block(payload_at, len);
-            Ok(Reply { identity, body: Body::View(View { shared: Arc::clone(shared), block: Some(block) }) })
+        Outcome::Block { lane, payload_at, len } => {
+            let block = Some(shared.link(lane).end.held_block(payload_at, len));
+            Ok(Reply { identity, body: Body::View(View { shared: Arc::clone(shared), lane, block }) })
         }
         Outcome::Heap => {
             Ok(Reply { identity, body: Body::Heap(shared.take_payload(key.index).unwrap_or_default()) })
@@ -207,6 +269,7 @@ enum Body {
 /// A held block that goes back when dropped.
 struct View {
     shared: Arc<Shared>,
+    lane: u16,
     /// `None` only while it is being dropped.
     block: Option<HeldBlock>,
 }
@@ -219,8 +282,8 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
-        if let (Some(block), Some(link)) = (self.block.take(), &self.shared.link) {
-            link.end.release(block);
+        if let Some(block) = self.block.take() {
+            self.shared.link(self.lane).end.release(block);
         }
     }
 }

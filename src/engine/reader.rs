@@ -1,20 +1,21 @@
-//! The way of a reply in: who waits looks at its own root and at the lane's next reply, reads for everybody,
-//! and sleeps when that takes long. Ends by deadline and by cancellation are here too.
+//! The way of a reply in: a batch of frames is read under the lane's reader role; each ends its request, goes on
+//! to another group, or ends its branch. Ends by deadline, by cancellation and with a dead lane are here too.
 
 use std::sync::atomic::Ordering;
 
-use super::correlation::{Aftermath, EndedRoot, Outcome, Phase, RootKey, Verdict};
-use super::link::{Link, Sleeper, wake};
-use super::memory::fill_cell;
-use super::shared::Shared;
+use super::correlation::{Aftermath, EndedRoot, Outcome, Passage, RootKey, Source, Verdict, Way};
+use super::forward::{Carried, Onward, Wakes};
+use super::link::{Link, wake};
+use super::local::fill_cell;
+use super::shared::{Lane, Shared};
 use crate::base::clock::has_passed;
-use crate::base::failure::{Cause, ExecutionClass, Failure, KilledFor, Rule};
-use crate::base::ids::GroupId;
+use crate::base::failure::{Cause, ExecutionClass, KilledFor, Rule};
+use crate::base::ids::{GroupId, NodeId};
 use crate::lane::{Frame, FramePayload, LastMark, Read};
 use crate::os::clock;
-use crate::shm::spin::Next;
-use crate::wire::envelope::{Envelope, kind, status};
+use crate::wire::envelope::{Envelope, flags, kind, status};
 use crate::wire::error;
+
 impl Shared {
     // ---- reading ----
 
@@ -23,24 +24,19 @@ impl Shared {
         if !link.end.has_reply() {
             return false;
         }
-        // Owners that sleep; mostly none, seldom more than one.
-        let mut to_wake = Vec::new();
+        // Owners to be told; mostly none, seldom more than one.
+        let mut wakes = Wakes::new();
         let now_ns = self.clock_ns.load(Ordering::Relaxed);
-        let read = link.end.read(|frame| {
-            if let Some(index) = self.judge(link, frame, now_ns)? {
-                to_wake.push(index);
-            }
-            Ok(())
-        });
-        // After the role has been given back: waking takes a system call.
-        for index in to_wake {
-            wake(self.correlation.wake_word(index));
-        }
+        let read = link.end.read(|frame| self.judge(link, frame, now_ns, &mut wakes));
+        // A full fence stands at the end of the batch, behind the room that it made.
+        self.flush(link, &mut wakes);
+        // After the role has been given back: waking takes a system call, and a waker may come back in here.
+        self.wake(wakes);
         match read {
             Read::Busy => false,
             Read::Frames(frames) => {
                 if frames > 0 {
-                    self.room_came_free(link);
+                    self.room_came_free();
                 }
                 frames > 0
             }
@@ -51,13 +47,34 @@ impl Shared {
         }
     }
 
-    /// Judges one frame; returns the root whose owner must be woken.
+    /// Judges one frame.
     #[inline]
-    pub fn judge(&self, link: &Link, frame: Frame, now_ns: u64) -> Result<Option<u32>, Rule> {
+    pub fn judge(&self, link: &Link, frame: Frame, now_ns: u64, wakes: &mut Wakes) -> Result<(), Rule> {
         let Frame { envelope, payload, last } = frame;
-        if envelope.status == status::ERROR {
-            return self.judge_error(link, &envelope, payload, last, now_ns);
+        if envelope.kind == kind::OUTPUT {
+            self.judge_output(link, &envelope, payload, last, now_ns, wakes)?;
+        } else if envelope.status == status::ERROR {
+            self.judge_error(link, &envelope, payload, last, now_ns, wakes)?;
+        } else {
+            self.judge_success(link, &envelope, payload, last, now_ns, wakes)?;
         }
+        if last == LastMark::Ended {
+            self.branch_ended(&envelope, wakes);
+        }
+        Ok(())
+    }
+
+    /// A terminal with a payload, or the end of a branch.
+    #[inline(always)]
+    fn judge_success(
+        &self,
+        link: &Link,
+        envelope: &Envelope,
+        payload: FramePayload,
+        last: LastMark,
+        now_ns: u64,
+        wakes: &mut Wakes,
+    ) -> Result<(), Rule> {
         // Read after the frame: a worker that skipped the request for its deadline read its clock before.
         let now_ns = if envelope.kind == kind::DONE { self.read_clock() } else { now_ns };
         let outcome = match &payload {
@@ -67,16 +84,14 @@ impl Shared {
             FramePayload::Block(_) if link.end.holds_much() => Outcome::Heap,
             FramePayload::Block(block) => {
                 let (payload_at, len) = block.to_words();
-                Outcome::Block { payload_at, len }
+                Outcome::Block { lane: link.source.lane, payload_at, len }
             }
         };
         let verdict =
-            self.correlation.frame(link.source, &envelope, last, outcome, now_ns, |cell| match &payload {
+            self.correlation.frame(link.source, envelope, last, outcome, now_ns, |cell| match &payload {
                 FramePayload::Inline { at, len } => link.end.copy_inline(*at, *len, cell),
                 FramePayload::Block(block) if outcome == Outcome::Heap => {
-                    let mut copy = vec![0; block.len()].into_boxed_slice();
-                    block.bytes().copy_to(0, &mut copy);
-                    self.keep_payload(self.correlation.root_of(&envelope), copy);
+                    self.keep_payload(self.correlation.root_of(envelope), Carried::Block(block).to_heap());
                 }
                 FramePayload::Block(_) => {}
             })?;
@@ -85,13 +100,13 @@ impl Shared {
         {
             link.end.release(block);
         }
-        match verdict {
-            Verdict::Ended(index, aftermath) => Ok(self.settle(index, aftermath)),
-            Verdict::Dropped => Ok(None),
+        if let Verdict::Ended(index, aftermath) = verdict {
+            self.settle(index, aftermath, wakes);
         }
+        Ok(())
     }
 
-    /// The same for an error frame. Its payload is copied once; the copy is checked, and the copy is kept.
+    /// An error terminal. Its payload is copied once; the copy is checked, and the copy is kept.
     #[cold]
     fn judge_error(
         &self,
@@ -100,7 +115,8 @@ impl Shared {
         payload: FramePayload,
         last: LastMark,
         now_ns: u64,
-    ) -> Result<Option<u32>, Rule> {
+        wakes: &mut Wakes,
+    ) -> Result<(), Rule> {
         let FramePayload::Inline { at, len } = payload else { return Err(Rule::ErrorPayload) };
         let mut copy = [0; error::MAX_BYTES];
         let copy = copy.get_mut(..len).ok_or(Rule::ErrorPayload)?;
@@ -110,50 +126,124 @@ impl Shared {
         let verdict = self.correlation.frame(link.source, envelope, last, outcome, now_ns, |cell| {
             fill_cell(cell, copy);
         })?;
-        match verdict {
-            Verdict::Ended(index, aftermath) => {
-                if class == ExecutionClass::Misrouted {
-                    self.correlation.misrouted(link.source.lane);
-                }
-                Ok(self.settle(index, aftermath))
+        if let Verdict::Ended(index, aftermath) = verdict {
+            if class == ExecutionClass::Misrouted {
+                self.correlation.misrouted(link.source.lane);
             }
-            Verdict::Dropped => Ok(None),
+            self.settle(index, aftermath, wakes);
+        }
+        Ok(())
+    }
+
+    /// An output for another group.
+    fn judge_output(
+        &self,
+        link: &Link,
+        envelope: &Envelope,
+        payload: FramePayload,
+        last: LastMark,
+        now_ns: u64,
+        wakes: &mut Wakes,
+    ) -> Result<(), Rule> {
+        let carried = match &payload {
+            FramePayload::Inline { at, len } => Carried::Inline { link, at: *at, len: *len },
+            FramePayload::Block(block) => Carried::Block(block),
+        };
+        let passed = self.pass(link.source, link.group, envelope, last, carried, now_ns, wakes);
+        if let FramePayload::Block(block) = payload {
+            link.end.release(block);
+        }
+        passed
+    }
+
+    /// Judges an output of `group` and hands it on.
+    #[expect(clippy::too_many_arguments, reason = "a frame, where it comes from, and when")]
+    pub fn pass(
+        &self,
+        source: Source,
+        group: GroupId,
+        envelope: &Envelope,
+        last: LastMark,
+        payload: Carried<'_>,
+        now_ns: u64,
+        wakes: &mut Wakes,
+    ) -> Result<(), Rule> {
+        let target = NodeId(envelope.target);
+        let from = self.placement.nodes.get(usize::from(envelope.source)).filter(|node| node.group == group);
+        let edge =
+            from.and_then(|node| node.edges.iter().find(|edge| edge.to == target)).ok_or(Rule::Edge)?;
+        let to = self.group_of(target);
+        let key = (envelope.flags & flags::KEYED != 0).then_some(envelope.deadline_ns);
+        if to == group || key.is_none() && self.placement.groups[usize::from(to.0)].keyed {
+            return Err(Rule::Edge);
+        }
+        if payload.len() > self.max_payload() {
+            return Err(Rule::PayloadLength);
+        }
+        let way = Way { from: group, to, max_hops: edge.max_hops };
+        match self.correlation.output(source, envelope, last, way, now_ns)? {
+            Passage::On(branch) => {
+                let onward = Onward { source: envelope.source, target, key };
+                match self.order_of(branch.root.index) {
+                    Some(order) => order.output(self, envelope.ticket, branch, onward, payload, wakes)?,
+                    None => self.hand_on(branch, onward, payload, wakes),
+                }
+            }
+            Passage::Ended(index, aftermath) => self.settle(index, aftermath, wakes),
+            Passage::Dropped => {}
+        }
+        Ok(())
+    }
+
+    /// A branch has ended: frames of its run may be waiting for that.
+    #[inline(always)]
+    pub fn branch_ended(&self, envelope: &Envelope, wakes: &mut Wakes) {
+        if let Some(order) = self.order_of(self.correlation.root_of(envelope)) {
+            order.branch_ended(self, envelope.ticket, wakes);
         }
     }
 
-    /// What follows an end: the owner's index if it must be woken; a detached root is freed.
-    fn settle(&self, index: u32, aftermath: Aftermath) -> Option<u32> {
+    /// What follows an end: its owner is to be told; a detached root is freed.
+    pub fn settle(&self, index: u32, aftermath: Aftermath, wakes: &mut Wakes) {
         if aftermath.detached {
             self.discard(index);
-            if let Some(link) = &self.link {
-                link.unattended.fetch_sub(1, Ordering::AcqRel);
+            self.end_unattended(true);
+        } else if aftermath.asleep || aftermath.awaited {
+            wakes.push((index, aftermath));
+        }
+    }
+
+    /// Tells owners. Call it without a role or a lock: wakers are the user's.
+    pub fn wake(&self, wakes: Wakes) {
+        for (index, aftermath) in wakes {
+            if aftermath.asleep {
+                wake(self.correlation.wake_word(index));
             }
-            None
-        } else {
-            aftermath.asleep.then_some(index)
+            if aftermath.awaited {
+                self.wake_waker(index, aftermath.generation);
+            }
         }
     }
 
-    /// [`Shared::settle`] and the waking, for ends that do not come from a batch.
-    pub fn after(&self, index: u32, aftermath: Aftermath) {
-        if let Some(index) = self.settle(index, aftermath) {
-            wake(self.correlation.wake_word(index));
-        }
-    }
-
-    /// Ends of several roots by something other than a frame: tells the worker, wakes the owners.
-    pub fn after_all(&self, ended: Vec<EndedRoot>) {
-        if let Some(link) = &self.link {
-            // The latest first: who stops running the oldest must not begin the next.
-            ended
-                .iter()
-                .rev()
-                .filter_map(|root| root.position)
-                .for_each(|position| link.end.cancel(position));
+    /// Ends of several roots by something other than a frame: tells the workers, and then the owners.
+    pub fn after_all(&self, ended: Vec<EndedRoot>, wakes: &mut Wakes) {
+        // The latest first: who stops running the oldest must not begin the next.
+        for (lane, position) in ended.iter().rev().flat_map(|root| root.frames.iter().rev()) {
+            match &self.lanes[usize::from(*lane)] {
+                Lane::Worker(link) => link.end.cancel(*position),
+                Lane::Local(local) => local.cancel(*position),
+            }
         }
         for root in ended {
-            self.after(root.index, root.aftermath);
+            self.settle(root.index, root.aftermath, wakes);
         }
+    }
+
+    /// [`Shared::after_all`] and the waking.
+    pub fn after(&self, ended: impl IntoIterator<Item = EndedRoot>) {
+        let mut wakes = Wakes::new();
+        self.after_all(ended.into_iter().collect(), &mut wakes);
+        self.wake(wakes);
     }
 
     fn poison(&self, link: &Link, rule: Rule) {
@@ -162,99 +252,32 @@ impl Shared {
         self.bell.ring();
     }
 
-    pub fn dead(&self, link: &Link, group: GroupId) -> Failure {
-        let cause = link.cause().unwrap_or(Cause::Exit(0));
-        Failure::new(self.group_name(group), cause, false, None)
-    }
-
-    // ---- waiting ----
-
-    /// Waits until the root has ended; its deadline is watched meanwhile.
-    #[inline]
-    pub fn wait(&self, key: RootKey) {
-        match (&self.link, &self.memory) {
-            (Some(link), _) => self.wait_on_lane(link, key),
-            (None, Some(memory)) => memory.wait(self, key),
-            (None, None) => unreachable!("an engine has a lane or a memory group"),
-        }
-    }
-
-    fn wait_on_lane(&self, link: &Link, key: RootKey) {
-        let mut spinner = link.end.spinner(self.waiting);
-        let mut has_read = false;
-        link.begin_looking();
-        loop {
-            if self.correlation.phase(key) == Phase::Ended {
-                break;
-            }
-            if self.read(link) {
-                has_read = true;
-                continue;
-            }
-            match spinner.step(link.end.processors()) {
-                Next::Look => {}
-                Next::LookAt(now_ns) => {
-                    self.note_clock(now_ns);
-                    self.expire_if_due(key, now_ns);
-                }
-                Next::Sleep => {
-                    self.expire_if_due(key, self.read_clock());
-                    self.sleep_on_lane(link, key);
-                    spinner.renew();
-                    has_read = false;
-                    link.begin_looking();
-                }
-            }
-        }
-        link.end.end_wait(&spinner);
-        if has_read {
-            link.stop_looking_after_read(&self.correlation);
-        } else {
-            link.stop_looking(&self.correlation);
-        }
-    }
-
-    #[cold]
-    fn sleep_on_lane(&self, link: &Link, key: RootKey) {
-        let deadline_ns = self.correlation.deadline_ns(key.index);
-        let until_ns = if deadline_ns == 0 { u64::MAX } else { deadline_ns };
-        if self.correlation.fall_asleep(key.index) {
-            link.sleep(&self.correlation, Sleeper::Root(key.index), until_ns, || {
-                self.correlation.phase(key) != Phase::Ended
-            });
-        }
-        self.correlation.wake_up(key.index);
-    }
+    // ---- other ends ----
 
     /// Ends the root if its deadline has passed.
     pub fn expire_if_due(&self, key: RootKey, now_ns: u64) {
         if has_passed(self.correlation.deadline_ns(key.index), now_ns) {
-            let started = self.is_started(key);
             let outcome = Outcome::Failed(Cause::Deadline);
-            self.after_all(self.correlation.end(key, outcome, started, now_ns).into_iter().collect());
+            self.after(self.correlation.end(key, None, outcome, now_ns, self.started()));
         }
     }
 
     /// Ends the root as cancelled, if it has not ended.
     pub fn cancel(&self, key: RootKey) {
-        let ended = self.correlation.end(key, Outcome::Cancelled, false, clock::coarse_ns());
-        self.after_all(ended.into_iter().collect());
-    }
-
-    fn is_started(&self, key: RootKey) -> bool {
-        let position = self.correlation.position(key);
-        match (&self.link, position) {
-            (Some(link), Some(position)) => link.end.started(position),
-            _ => position.is_some(),
-        }
+        let now_ns = clock::coarse_ns();
+        self.after(self.correlation.end(key, None, Outcome::Cancelled, now_ns, |_, _| false));
     }
 
     /// Ends everything that is due, in order.
     pub fn expire(&self, now_ns: u64) {
-        let started = |_lane, position| match &self.link {
-            Some(link) => link.end.started(position),
-            None => true,
-        };
-        self.after_all(self.correlation.expire(now_ns, started));
+        self.after(self.correlation.expire(now_ns, self.started()));
+    }
+
+    /// Tells whether the worker of a lane had begun a position.
+    pub fn started(&self) -> impl Fn(u16, u64) -> bool {
+        |lane, position| match &self.lanes[usize::from(lane)] {
+            Lane::Worker(link) => link.end.started(position),
+            Lane::Local(local) => local.started(position),
+        }
     }
 }

@@ -33,6 +33,9 @@ pub enum DispatchError {
     /// The caller's trace id is in flight.
     #[error("a request with this trace id is in flight")]
     TraceInFlight,
+    /// The node's group is keyed, and the request has no key.
+    #[error("the node belongs to a keyed group: the request needs a key")]
+    KeyMissing,
     /// The engine has been stopped.
     #[error("the engine has been stopped")]
     Stopped,
@@ -74,11 +77,12 @@ pub struct RequestBuilder<'e> {
     target: NodeId,
     identity: Identity,
     deadline: Deadline,
+    key: Option<u64>,
 }
 
 impl<'e> RequestBuilder<'e> {
     pub(super) fn new(engine: &'e Engine, target: NodeId) -> Self {
-        Self { engine, target, identity: Identity::default(), deadline: Deadline::Never }
+        Self { engine, target, identity: Identity::default(), deadline: Deadline::Never, key: None }
     }
 
     /// The caller's id of the request. Without one the engine makes one.
@@ -106,9 +110,16 @@ impl<'e> RequestBuilder<'e> {
         self
     }
 
+    /// Chooses among the processes of the node's group: the same key, the same process. Without one the least
+    /// loaded process is taken; a keyed group demands one.
+    pub fn key(mut self, key: u64) -> Self {
+        self.key = Some(key);
+        self
+    }
+
     fn outbound(&self) -> Outbound {
         let deadline_ns = self.engine.shared().resolve(self.deadline);
-        Outbound { target: self.target, identity: self.identity, deadline_ns }
+        Outbound { target: self.target, identity: self.identity, deadline_ns, key: self.key, lane: None }
     }
 
     /// Sends the request; waits for room until the deadline.
@@ -123,7 +134,7 @@ impl<'e> RequestBuilder<'e> {
     pub fn try_dispatch(self, payload: &[u8]) -> Result<Pending, TryDispatchError<Self>> {
         let outbound = self.outbound();
         let shared = self.engine.shared();
-        shared.look_for_room();
+        shared.look_for_room(&outbound);
         match shared.submit(&outbound, Payload::Bytes(payload)) {
             Ok(admitted) => Ok(Pending::new(shared.clone(), admitted.root, admitted.trace_id)),
             Err(NotTaken::Busy(_)) => Err(TryDispatchError::Busy(self)),
@@ -143,9 +154,9 @@ impl<'e> RequestBuilder<'e> {
     /// Room for a payload of `len` bytes, to be written in place. It holds unspecified bytes of earlier
     /// requests to the same worker. Waits for room until the deadline.
     pub fn loan(self, len: usize) -> Result<Loan, DispatchError> {
-        let outbound = self.outbound();
-        let buffer = self.engine.shared().loan(&outbound, len).map_err(settled)?;
-        let room = RoomNotice(Arc::clone(self.engine.shared()));
+        let mut outbound = self.outbound();
+        let buffer = self.engine.shared().loan(&mut outbound, len).map_err(settled)?;
+        let room = RoomNotice(Arc::clone(self.engine.shared()), outbound.lane);
         Ok(Loan { engine: self.engine.clone(), outbound, buffer, len, _room: room })
     }
 
@@ -165,6 +176,7 @@ fn wait_and_take(engine: &Engine, root: RootKey) -> Result<Reply, CallError> {
 pub(super) fn settled(refused: NotTaken<'_>) -> DispatchError {
     match refused {
         NotTaken::TraceInFlight => DispatchError::TraceInFlight,
+        NotTaken::KeyMissing => DispatchError::KeyMissing,
         NotTaken::Stopped => DispatchError::Stopped,
         NotTaken::TooLarge { size, limit } => DispatchError::TooLarge { size, limit },
         NotTaken::Failed(failure) => DispatchError::Failed(failure),
@@ -185,11 +197,11 @@ pub struct Loan {
 }
 
 /// Tells those who wait for room when a loan has been given back unsent.
-struct RoomNotice(Arc<Shared>);
+struct RoomNotice(Arc<Shared>, Option<u16>);
 
 impl Drop for RoomNotice {
     fn drop(&mut self) {
-        self.0.loan_ended();
+        self.0.loan_ended(self.1);
     }
 }
 
@@ -217,7 +229,7 @@ impl Loan {
     /// Sends the request if there is a slot now; else gives it back.
     pub fn try_dispatch(self) -> Result<Pending, TryDispatchError<Self>> {
         let Self { engine, outbound, buffer, len, _room } = self;
-        engine.shared().look_for_room();
+        engine.shared().look_for_room(&outbound);
         let busy = match engine.shared().submit(&outbound, Self::payload(buffer, len)) {
             Ok(admitted) => {
                 return Ok(Pending::new(engine.shared().clone(), admitted.root, admitted.trace_id));

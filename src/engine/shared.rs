@@ -1,46 +1,124 @@
-//! What all handles of an engine share. The way of a request through it: `dispatch.rs`, then `reader.rs`.
+//! What all handles of an engine share. The way of a request through it: `dispatch.rs`, `reader.rs`, and between
+//! two groups `forward.rs`.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::Duration;
 
-use super::correlation::{Correlation, Outcome};
+use super::correlation::{Correlation, Outcome, Source};
+use super::in_order::InOrder;
 use super::link::Link;
-use super::memory::MemoryGroup;
+use super::local::{Local, Runner};
+use super::order::Reach;
 use super::stop::WorkerStop;
 use crate::base::clock::Deadline;
+use crate::base::failure::Cause;
 use crate::base::ids::{GroupId, NodeId};
 use crate::base::waiting::Waiting;
 use crate::os::clock;
 use crate::os::poll::EventFd;
 use crate::plan::placement::Placement;
+use crate::wire::geometry::Geometry;
+
 /// Deadlines this far away are counted from the coarse clock.
 const COARSE_FROM: Duration = Duration::from_millis(100);
-/// How a worker ended, for whoever waits for that.
+
+/// How workers ended, for whoever waits for that.
 #[derive(Default)]
 pub(super) struct Exits {
     pub ended: Mutex<Vec<WorkerStop>>,
     pub changed: Condvar,
 }
 
-/// Where a payload waits in private memory for its taker.
-pub(super) type HeapPlace = Mutex<Option<Box<[u8]>>>;
+/// One process's worth of a group.
+pub(super) enum Lane {
+    Worker(Box<Link>),
+    Local(Box<Local>),
+}
+
+impl Lane {
+    #[inline(always)]
+    pub fn link(&self) -> Option<&Link> {
+        match self {
+            Self::Worker(link) => Some(link),
+            Self::Local(_) => None,
+        }
+    }
+
+    pub fn local(&self) -> Option<&Local> {
+        match self {
+            Self::Worker(_) => None,
+            Self::Local(local) => Some(local),
+        }
+    }
+
+    pub fn is_live(&self) -> bool {
+        self.link().is_none_or(Link::is_live)
+    }
+
+    fn load(&self) -> u64 {
+        match self {
+            Self::Worker(link) => link.load(),
+            Self::Local(local) => local.load(),
+        }
+    }
+
+    pub fn source(&self) -> Source {
+        match self {
+            Self::Worker(link) => link.source,
+            Self::Local(local) => local.source,
+        }
+    }
+}
+
+/// The lanes of one group.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Route {
+    pub first: u16,
+    pub processes: u16,
+}
+
+/// Where something of a root waits in private memory for its taker.
+pub(super) type Place<T> = Mutex<Option<T>>;
 
 /// Everything of an engine but its handles.
 pub(super) struct Shared {
     pub placement: Placement,
     pub group_names: Vec<Arc<str>>,
     pub waiting: Waiting,
+    pub geometry: Geometry,
     pub correlation: Correlation,
-    /// The lane; none in the memory profile.
-    pub link: Option<Link>,
-    pub memory: Option<MemoryGroup>,
+    /// In the plan's order of groups, and of processes within.
+    pub lanes: Box<[Lane]>,
+    /// By group.
+    pub routes: Box<[Route]>,
+    /// Whether any lane is without a worker.
+    pub has_local: bool,
     /// Payloads of ended roots that are neither in a cell nor left in place, by root.
-    pub heap: Box<[HeapPlace]>,
+    pub heap: Box<[Place<Box<[u8]>>]>,
+    /// Wakers of those who wait for a root without a thread, with its generation, by root.
+    pub wakers: Box<[Place<(u64, Waker)>]>,
+    /// The runs that roots belong to, by root.
+    pub orders: Box<[Place<Arc<InOrder>>]>,
+    /// What runs need to know of the plan; of none that has a circle.
+    pub reach: Arc<Reach>,
+    /// Runs that are going on; while there is none, nobody looks at `orders`.
+    pub runs: AtomicU32,
     /// What the clock said when this engine last read it: dates events without reading it again.
     pub clock_ns: AtomicU64,
+    /// Threads that are about to sleep for room, or do.
+    pub waiting_for_room: AtomicU32,
     /// Grows when room comes free while somebody waits for it.
     pub room_made: AtomicU64,
+    /// Payload bytes of frames that wait between two groups.
+    pub forwarded_bytes: AtomicU64,
+    /// How many of those there may be before new requests are refused.
+    pub forward_bytes: u64,
+    /// Requests that nobody need be waiting for: pending and detached ones.
+    pub unattended: AtomicU64,
+    /// Of these, those that somebody must be told of, or that nobody will ever take.
+    pub awaited: AtomicU64,
     /// Requests are refused.
     pub stopping: AtomicBool,
     /// Wakes the engine's thread; the workers ring it too.
@@ -52,9 +130,17 @@ pub(super) struct Shared {
     /// Workers are being stopped: an exit is no failure.
     pub stopping_workers: AtomicBool,
     pub exits: Exits,
+    pub runner: Runner,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing under these locks panics.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
+    // ---- groups and lanes ----
+
     pub fn group_name(&self, group: GroupId) -> Arc<str> {
         Arc::clone(&self.group_names[usize::from(group.0)])
     }
@@ -63,13 +149,35 @@ impl Shared {
         self.placement.nodes.get(usize::from(node.0)).map_or(GroupId(0), |node| node.group)
     }
 
-    pub fn max_payload(&self) -> usize {
-        match (&self.link, &self.memory) {
-            (Some(link), _) => link.end.arena().bytes(),
-            (None, Some(memory)) => memory.max_request(),
-            (None, None) => unreachable!("an engine has a lane or a memory group"),
-        }
+    /// The lanes that have a worker.
+    pub fn links(&self) -> impl Iterator<Item = &Link> {
+        self.lanes.iter().filter_map(Lane::link)
     }
+
+    /// The lane for a frame of this group: by key always the same one; without a key the least loaded one that
+    /// lives.
+    #[inline(always)]
+    pub fn lane_for(&self, group: GroupId, key: Option<u64>) -> usize {
+        let route = self.routes[usize::from(group.0)];
+        if route.processes == 1 { usize::from(route.first) } else { self.lane_among(route, key) }
+    }
+
+    fn lane_among(&self, route: Route, key: Option<u64>) -> usize {
+        let first = usize::from(route.first);
+        let processes = usize::from(route.processes);
+        if let Some(key) = key {
+            return first + (spread(key) % processes as u64) as usize;
+        }
+        let live = (first..first + processes).filter(|lane| self.lanes[*lane].is_live());
+        live.min_by_key(|lane| self.lanes[*lane].load()).unwrap_or(first)
+    }
+
+    /// The largest request.
+    pub fn max_payload(&self) -> usize {
+        self.geometry.request_arena_bytes
+    }
+
+    // ---- the clock ----
 
     pub fn resolve(&self, deadline: Deadline) -> u64 {
         match deadline {
@@ -98,61 +206,165 @@ impl Shared {
         self.note_clock(now_ns);
         now_ns
     }
+
     // ---- what nobody waits for ----
 
     /// A request that nobody need be waiting for exists from now on.
     pub fn begin_unattended(&self) {
-        let Some(link) = &self.link else { return };
-        link.unattended.fetch_add(1, Ordering::SeqCst);
+        self.unattended.fetch_add(1, Ordering::SeqCst);
         if !self.ticking.load(Ordering::SeqCst) && !self.ticking.swap(true, Ordering::SeqCst) {
+            self.bell.ring();
+        }
+        if self.has_local {
+            self.runner.kick();
+        }
+    }
+
+    /// It has been taken, or has ended without an owner.
+    pub fn end_unattended(&self, was_awaited: bool) {
+        if was_awaited {
+            self.awaited.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.unattended.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Somebody must be told of the end of an unattended request: from now on its lanes ring the bell for it.
+    pub fn begin_awaited(&self) {
+        // SeqCst: whoever reads on looks here behind its fence, and arms the bell again; see `arm_for_awaited`.
+        self.awaited.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        for link in self.links().filter(|link| link.load() > 0) {
+            if !link.end.arm_bell() {
+                self.bell.ring();
+            }
+        }
+    }
+
+    /// Somebody stops looking at a lane, and the bell may be armed for a reply that it has read.
+    #[inline(always)]
+    pub fn arm_for_awaited(&self, link: &Link) {
+        if self.awaited.load(Ordering::SeqCst) != 0 && link.load() > 0 && !link.end.arm_bell() {
             self.bell.ring();
         }
     }
 
-    /// It has been taken.
-    pub fn end_unattended(&self) {
-        if let Some(link) = &self.link {
-            link.unattended.fetch_sub(1, Ordering::AcqRel);
+    /// Leaves a waker with a root; false if the root has ended.
+    pub fn leave_waker(&self, index: u32, generation: u64, waker: &Waker) -> bool {
+        let mut place = lock(&self.wakers[index as usize]);
+        match &mut *place {
+            Some((of, known)) if *of == generation => known.clone_from(waker),
+            place => *place = Some((generation, waker.clone())),
+        }
+        drop(place);
+        self.correlation.await_end(index)
+    }
+
+    /// Takes the waker that was left with this user of a place, and calls it.
+    pub fn wake_waker(&self, index: u32, generation: u64) {
+        let waker = lock(&self.wakers[index as usize]).take_if(|(of, _)| *of == generation);
+        if let Some((_, waker)) = waker {
+            // It is the user's, and this thread may be the engine's.
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake()));
         }
     }
+
+    /// Forgets the waker of a root.
+    pub fn drop_waker(&self, index: u32) {
+        drop(lock(&self.wakers[index as usize]).take());
+    }
+
+    // ---- runs ----
+
+    /// The run that a root belongs to.
+    #[inline(always)]
+    pub fn order_of(&self, index: u32) -> Option<Arc<InOrder>> {
+        // Relaxed: a run counts itself before it registers its first root.
+        if self.runs.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        lock(&self.orders[index as usize]).clone()
+    }
+
+    /// Says that a root belongs to a run, or no more.
+    pub fn set_order(&self, index: u32, order: Option<Arc<InOrder>>) {
+        *lock(&self.orders[index as usize]) = order;
+    }
+
+    // ---- the ends of roots ----
 
     /// Frees an ended root whose result nobody wants.
     pub fn discard(&self, index: u32) {
         let (outcome, ..) = self.correlation.outcome(index);
-        match (outcome, &self.link) {
-            (Outcome::Block { payload_at, len }, Some(link)) => {
+        match outcome {
+            Outcome::Block { lane, payload_at, len } => {
+                let link = self.link(lane);
                 link.end.release(link.end.held_block(payload_at, len));
             }
-            (Outcome::Heap, _) => drop(self.take_payload(index)),
+            Outcome::Heap => drop(self.take_payload(index)),
             _ => {}
         }
         self.free(index);
     }
 
-    fn heap_place(&self, index: u32) -> MutexGuard<'_, Option<Box<[u8]>>> {
-        // Nothing under this lock panics.
-        self.heap[index as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    /// The lane of a worker's block.
+    pub fn link(&self, lane: u16) -> &Link {
+        self.lanes[usize::from(lane)].link().expect("a block belongs to a worker's lane")
     }
 
     /// Keeps the payload of a root that is ending.
     pub fn keep_payload(&self, index: u32, payload: Box<[u8]>) {
-        *self.heap_place(index) = Some(payload);
+        *lock(&self.heap[index as usize]) = Some(payload);
     }
 
     /// Takes the payload that is kept for an ended root.
     pub fn take_payload(&self, index: u32) -> Option<Box<[u8]>> {
-        self.heap_place(index).take()
+        lock(&self.heap[index as usize]).take()
     }
 
     /// Frees a root whose outcome has been taken.
     pub fn free(&self, index: u32) {
         self.correlation.free(index);
-        if let Some(link) = &self.link {
-            // See `Link::begin_waiting_for_room`.
-            fence(Ordering::SeqCst);
-            self.room_came_free(link);
+        // See `Shared::begin_waiting_for_room`.
+        fence(Ordering::SeqCst);
+        self.room_came_free();
+    }
+
+    // ---- room ----
+
+    /// Somebody is about to sleep for room, and tries once more after this. Forbidden: that try finds none *and*
+    /// who makes some does not see that it is waited for; both sides fence between their store and their load.
+    pub fn begin_waiting_for_room(&self) {
+        self.waiting_for_room.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// It has room, or has given up.
+    pub fn end_waiting_for_room(&self) {
+        self.waiting_for_room.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Tells those who wait for room that there may be some. A full fence stands between the making of it and
+    /// this.
+    #[inline(always)]
+    pub fn room_came_free(&self) {
+        if self.waiting_for_room.load(Ordering::Relaxed) != 0 {
+            self.room_made.fetch_add(1, Ordering::SeqCst);
+            self.links().for_each(|link| link.wake_for_room(&self.correlation));
         }
     }
+
+    /// Why a lane is dead, for a request that was not sent.
+    pub fn cause_of(&self, link: &Link) -> Cause {
+        link.cause().unwrap_or(Cause::Exit(0))
+    }
+}
+
+/// Spreads keys evenly, the same way in every profile and process. Source: the finalizer of MurmurHash3 (Austin
+/// Appleby, public domain).
+fn spread(key: u64) -> u64 {
+    let key = (key ^ key >> 33).wrapping_mul(0xFF51_AFD7_ED55_8CCD);
+    let key = (key ^ key >> 33).wrapping_mul(0xC4CE_B9FE_1A85_EC53);
+    key ^ key >> 33
 }
 
 /// Requests in flight, as a relaxed figure; exact when no call is inside the engine.

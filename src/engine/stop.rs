@@ -5,9 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::builder::Summary;
-use super::correlation::Source;
 use super::shared::{Shared, in_flight};
+use super::summary::Summary;
 use crate::base::failure::Cause;
 use crate::os::clock;
 use crate::supervisor::{Capture, Worker};
@@ -55,14 +54,16 @@ pub struct StopReport {
 }
 
 pub(super) struct Parts {
-    pub thread: JoinHandle<()>,
+    /// The engine's own, and the runner if a group runs in this process.
+    pub threads: Vec<JoinHandle<()>>,
     pub capture: Option<Capture>,
 }
 
 /// What ends with the last handle.
 pub(super) struct Life {
     pub shared: Arc<Shared>,
-    pub worker: Option<Arc<Worker>>,
+    /// In the order of their lanes.
+    pub workers: Vec<Arc<Worker>>,
     pub summary: Summary,
     pub term_timeout: Duration,
     /// The process that started it.
@@ -82,45 +83,43 @@ impl Life {
         }
         let shared = &self.shared;
         shared.stopping.store(true, Ordering::SeqCst);
-        if let Some(link) = &shared.link {
-            link.wake_everybody(&shared.correlation);
-        }
+        shared.links().for_each(|link| link.wake_everybody(&shared.correlation));
         let Some(parts) = self.parts.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return StopReport::default();
         };
         self.drain(drain);
         let cut_off = self.cut_off();
-        if let Some(worker) = &self.worker {
-            self.end_worker(worker);
-        }
+        self.end_workers();
         shared.ending.store(true, Ordering::SeqCst);
         shared.bell.ring();
-        if let Some(memory) = &shared.memory {
-            memory.end();
+        shared.runner.end();
+        for thread in parts.threads {
+            // A thread of ours that panicked has said so on standard error; there is nothing left to undo.
+            let _ = thread.join();
         }
-        // A thread of ours that panicked has said so on standard error; there is nothing left to undo.
-        let _ = parts.thread.join();
         drop(parts.capture);
-        let workers = shared.exits.ended.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut workers = shared.exits.ended.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let place = |stop: &WorkerStop| self.workers.iter().position(|worker| worker.pid() == stop.pid);
+        workers.sort_by_key(place);
         StopReport { workers, cut_off }
     }
 
-    /// Lets what is in flight end; reads the lane meanwhile, because nobody else may.
+    /// Lets what is in flight end; reads the lanes meanwhile, because nobody else may.
     fn drain(&self, limit: Duration) {
         let shared = &self.shared;
         let begin = Instant::now();
         while in_flight(&shared.correlation) > 0 && begin.elapsed() < limit {
-            if let Some(link) = &shared.link {
-                if shared.read(link) {
-                    link.stop_looking(&shared.correlation);
-                    continue;
-                }
-                if !link.is_live() {
-                    return;
-                }
+            let mut found = false;
+            for link in shared.links() {
+                found |= shared.read(link);
+                link.stop_looking(&shared.correlation);
+                shared.arm_for_awaited(link);
             }
-            if let Some(memory) = &shared.memory {
-                memory.kick();
+            if found {
+                continue;
+            }
+            if shared.has_local {
+                shared.runner.kick();
             }
             shared.expire(clock::monotonic_ns());
             std::thread::sleep(DRAIN_LOOK);
@@ -130,38 +129,39 @@ impl Life {
     /// Fails what is still in flight with category `shutdown`.
     fn cut_off(&self) -> u64 {
         let shared = &self.shared;
-        let source = Source { lane: 0, incarnation: 1 };
-        let started = |_lane, position| shared.link.as_ref().is_none_or(|link| link.end.started(position));
-        let ended = shared.correlation.end_all_of(source, Cause::Stopped, clock::monotonic_ns(), started);
+        let now_ns = clock::monotonic_ns();
+        let ended = shared.correlation.end_all(Cause::Stopped, now_ns, shared.started());
         let count = ended.len() as u64;
-        shared.after_all(ended);
+        shared.after(ended);
         count
     }
 
-    /// STOP, then SIGTERM (and SIGCONT), then SIGKILL, each to the whole process group.
-    fn end_worker(&self, worker: &Worker) {
+    /// STOP to all, then SIGTERM (and SIGCONT), then SIGKILL, each to the whole process group.
+    fn end_workers(&self) {
         self.shared.stopping_workers.store(true, Ordering::SeqCst);
-        worker.tell_to_stop();
-        if self.has_ended_within(self.term_timeout) {
+        let all = |step: fn(&Worker)| self.workers.iter().rev().for_each(|worker| step(worker));
+        all(Worker::tell_to_stop);
+        if self.have_ended_within(self.term_timeout) {
             return;
         }
-        worker.terminate();
-        if self.has_ended_within(self.term_timeout) {
+        all(Worker::terminate);
+        if self.have_ended_within(self.term_timeout) {
             return;
         }
-        worker.kill();
+        all(Worker::kill);
         // SIGKILL cannot be refused; the engine's thread reaps and tells.
-        while !self.has_ended_within(Duration::from_secs(1)) {
-            worker.kill();
+        while !self.have_ended_within(Duration::from_secs(1)) {
+            all(Worker::kill);
         }
     }
 
-    fn has_ended_within(&self, limit: Duration) -> bool {
+    fn have_ended_within(&self, limit: Duration) -> bool {
         let exits = &self.shared.exits;
         let ended = exits.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        let wait = exits.changed.wait_timeout_while(ended, limit, |ended| ended.is_empty());
+        let all = self.workers.len();
+        let wait = exits.changed.wait_timeout_while(ended, limit, |ended| ended.len() < all);
         let (ended, _) = wait.unwrap_or_else(PoisonError::into_inner);
-        !ended.is_empty()
+        ended.len() == all
     }
 }
 

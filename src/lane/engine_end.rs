@@ -170,9 +170,10 @@ impl EngineEnd {
         self.request_ring.capacity()
     }
 
-    /// Bytes mapped for this lane.
-    pub fn mapped_bytes(&self) -> usize {
-        self.geometry.total()
+    /// Sizes of the lane.
+    #[cfg(feature = "testing")]
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
     }
 
     /// The segment that the engine writes.
@@ -213,6 +214,11 @@ impl EngineEnd {
     pub fn has_room(&self) -> bool {
         let head = self.head.0.load(Ordering::Relaxed);
         head.saturating_sub(self.freed.0.load(Ordering::Acquire)) < self.capacity()
+    }
+
+    /// Requests that have been claimed and whose LAST has not been read. A hint: others go on meanwhile.
+    pub fn outstanding(&self) -> u64 {
+        self.head.0.load(Ordering::Relaxed).saturating_sub(self.freed.0.load(Ordering::Relaxed))
     }
 
     /// Begins to bring near what the next request will write, but for the line that the worker looks at.

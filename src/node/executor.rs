@@ -19,28 +19,35 @@ use crate::plan::placement::Placement;
 /// Outputs that one request may have waiting inside its group.
 const MAX_WAITING: usize = 65_536;
 
-/// What a reply frame says beside its payload.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Reply {
-    /// The node that replies.
+/// An edge that leads to another group, and the key that chooses the process there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Way {
+    /// The node that emits.
     pub source: NodeId,
+    /// The node that the output is for.
+    pub target: NodeId,
+    pub key: Option<u64>,
 }
 
-/// Where the frames of a request go. One request at a time.
+/// Where the frames of a request go. One request at a time. `source` is the node that speaks.
 pub(crate) trait Port {
     /// The largest payload that can be sent.
     fn max_payload(&self) -> usize;
+    /// The largest payload that another group can take.
+    fn max_onward(&self) -> usize;
     /// Sends a terminal with this payload.
-    fn reply(&mut self, reply: Reply, payload: &[u8]) -> Result<(), EmitError>;
+    fn reply(&mut self, source: NodeId, payload: &[u8]) -> Result<(), EmitError>;
     /// Sends a terminal whose payload is written in place.
     fn reply_with(
         &mut self,
-        reply: Reply,
+        source: NodeId,
         len: usize,
         fill: &mut dyn FnMut(&mut [u8]),
     ) -> Result<(), EmitError>;
+    /// Sends an output on to another group.
+    fn pass_on(&mut self, way: Way, payload: &[u8]) -> Result<(), EmitError>;
     /// Sends an error terminal. Waits for room for as long as it takes.
-    fn fail(&mut self, reply: Reply, class: ExecutionClass, code: u32, text: &str);
+    fn fail(&mut self, source: NodeId, class: ExecutionClass, code: u32, text: &str);
     /// Counts a node call.
     fn progress(&mut self);
 }
@@ -110,13 +117,17 @@ impl Executor {
     /// Runs one request to its end.
     pub fn execute(&mut self, incoming: &Incoming<'_>, cancellation: &dyn Cancellation, port: &mut dyn Port) {
         let Some(node) = self.placement.nodes.get(usize::from(incoming.target)) else {
-            let reply = Reply { source: NodeId(incoming.target) };
             let text = format!("no node has number {}", incoming.target);
-            return port.fail(reply, ExecutionClass::UnknownTarget, u32::from(incoming.target), &text);
+            return port.fail(
+                NodeId(incoming.target),
+                ExecutionClass::UnknownTarget,
+                u32::from(incoming.target),
+                &text,
+            );
         };
         if node.group != self.group {
-            let reply = Reply { source: NodeId(incoming.target) };
-            return port.fail(reply, ExecutionClass::Misrouted, u32::from(incoming.target), &node.name);
+            let source = NodeId(incoming.target);
+            return port.fail(source, ExecutionClass::Misrouted, u32::from(incoming.target), &node.name);
         }
         self.run(NodeId(incoming.target), incoming.payload, incoming, cancellation, port);
         while let Some((node, buffer)) = self.pending.stack.pop() {
@@ -137,7 +148,6 @@ impl Executor {
         let node = &self.placement.nodes[usize::from(id.0)];
         let state = self.state_of[usize::from(id.0)].expect("a node of this group has a state");
         let state = &mut self.states[state];
-        let reply = Reply { source: id };
         let request = Request {
             payload,
             identity: incoming.identity,
@@ -147,25 +157,26 @@ impl Executor {
             cancellation,
         };
         port.progress();
-        let mut output = Output { node, pending: &mut self.pending, port, reply, refused: None };
+        let placement = &self.placement;
+        let mut output = Output { placement, node, id, pending: &mut self.pending, port, refused: None };
         // A node's state after a panic is the node's own affair: it is called again, as documented.
         let result = catch_unwind(AssertUnwindSafe(|| state.handle(&request, &mut output)));
         let refused = output.refused;
         self.pending.node_returned();
         match (result, refused) {
             (Ok(Ok(())), None) => {}
-            (Err(_), _) => port.fail(reply, ExecutionClass::Panic, 0, ""),
-            (_, Some(refused)) => port.fail(reply, refused.class(), 0, ""),
-            (Ok(Err(error)), None) => Self::fail_with(port, reply, &error),
+            (Err(_), _) => port.fail(id, ExecutionClass::Panic, 0, ""),
+            (_, Some(refused)) => port.fail(id, refused.class(), 0, ""),
+            (Ok(Err(error)), None) => Self::fail_with(port, id, &error),
         }
         if self.pending.stack.len() > MAX_WAITING {
             self.pending.clear();
-            port.fail(reply, ExecutionClass::TooManyOutputs, 0, "");
+            port.fail(id, ExecutionClass::TooManyOutputs, 0, "");
         }
     }
 
-    fn fail_with(port: &mut dyn Port, reply: Reply, error: &NodeError) {
-        port.fail(reply, ExecutionClass::NodeError, error.code(), error.text());
+    fn fail_with(port: &mut dyn Port, source: NodeId, error: &NodeError) {
+        port.fail(source, ExecutionClass::NodeError, error.code(), error.text());
     }
 }
 
@@ -183,22 +194,31 @@ mod tests {
         fn max_payload(&self) -> usize {
             100
         }
-        fn reply(&mut self, reply: Reply, payload: &[u8]) -> Result<(), EmitError> {
-            self.0.push(format!("{} replies {}", reply.source.0, String::from_utf8_lossy(payload)));
+        fn max_onward(&self) -> usize {
+            50
+        }
+        fn reply(&mut self, source: NodeId, payload: &[u8]) -> Result<(), EmitError> {
+            self.0.push(format!("{} replies {}", source.0, String::from_utf8_lossy(payload)));
+            Ok(())
+        }
+        fn pass_on(&mut self, way: Way, payload: &[u8]) -> Result<(), EmitError> {
+            let key = way.key.map_or(String::new(), |key| format!(" by key {key}"));
+            let payload = String::from_utf8_lossy(payload);
+            self.0.push(format!("{} to {}{key}: {payload}", way.source.0, way.target.0));
             Ok(())
         }
         fn reply_with(
             &mut self,
-            reply: Reply,
+            source: NodeId,
             len: usize,
             fill: &mut dyn FnMut(&mut [u8]),
         ) -> Result<(), EmitError> {
             let mut room = vec![0; len];
             fill(&mut room);
-            self.reply(reply, &room)
+            self.reply(source, &room)
         }
-        fn fail(&mut self, reply: Reply, class: ExecutionClass, code: u32, _text: &str) {
-            self.0.push(format!("{} fails {class:?} {code}", reply.source.0));
+        fn fail(&mut self, source: NodeId, class: ExecutionClass, code: u32, _text: &str) {
+            self.0.push(format!("{} fails {class:?} {code}", source.0));
         }
         fn progress(&mut self) {}
     }
@@ -211,6 +231,12 @@ mod tests {
     }
 
     fn run(target: u16, payload: &str) -> Vec<String> {
+        let plan = Plan::new().group("g", ["fan", "twice", "end"]).edge("fan", "twice").edge("twice", "end");
+        run_in(plan, target, payload)
+    }
+
+    /// Runs the request in the group of its target.
+    fn run_in(plan: Plan, target: u16, payload: &str) -> Vec<String> {
         let mut registry = Registry::default();
         let mut node = |name: &str, run: fn(&Request<'_>, &mut Output<'_>) -> Result<(), NodeError>| {
             registry.add([name.to_owned()], Arc::new(move || Ok(Box::new(run) as Box<dyn Node>)));
@@ -231,10 +257,12 @@ mod tests {
             b"?" => output.emit_to("nowhere", b"").map_err(Into::into),
             payload => Ok(output.emit(payload)?),
         });
-        let plan = Plan::new().group("g", ["fan", "twice", "end"]).edge("fan", "twice").edge("twice", "end");
+        node("keyed", |request, output| Ok(output.key(9).emit(request.payload())?));
         let placement = plan.check().unwrap();
-        let built = registry.build(placement.nodes.iter().map(|node| node.name.as_str())).unwrap();
-        let mut executor = Executor::new(placement, GroupId(0), built);
+        let group = placement.group_of(NodeId(target)).unwrap_or(GroupId(0));
+        let nodes = placement.nodes.iter().filter(|node| node.group == group);
+        let built = registry.build(nodes.map(|node| node.name.as_str())).unwrap();
+        let mut executor = Executor::new(placement, group, built);
         let mut log = Log::default();
         let incoming =
             Incoming { target, identity: Identity::default(), deadline_ns: 0, payload: payload.as_bytes() };
@@ -259,5 +287,30 @@ mod tests {
         assert_eq!(run(2, "!"), ["2 fails Panic 0"]);
         assert_eq!(run(2, "?"), ["2 fails NoSuchEdge 0"]);
         assert_eq!(run(9, ""), ["9 fails UnknownTarget 9"]);
+    }
+
+    #[test]
+    fn placement_02_an_edge_inside_is_a_call_and_an_edge_between_groups_a_hop() {
+        let plan = Plan::new()
+            .group("g", ["fan", "twice"])
+            .group("h", ["end"])
+            .edge("fan", "twice")
+            .edge("twice", "end");
+        assert_eq!(run_in(plan.clone(), 0, "a"), ["1 to 2: a", "1 to 2: A"]);
+        assert_eq!(run_in(plan.clone(), 2, "a"), ["2 replies a"]);
+        assert_eq!(run_in(plan, 0, &"a".repeat(51))[..2], ["1 to 2: a", "1 to 2: A"]);
+    }
+
+    #[test]
+    fn placement_03_a_keyed_group_is_not_reached_without_a_key() {
+        let plan = Plan::new()
+            .group("g", ["twice"])
+            .group("h", ["keyed"])
+            .group("i", ["end"])
+            .keyed()
+            .edge("twice", "end")
+            .edge("keyed", "end");
+        assert_eq!(run_in(plan.clone(), 0, "a"), ["0 fails KeyMissing 0"]);
+        assert_eq!(run_in(plan, 1, "a"), ["1 to 2 by key 9: a"]);
     }
 }

@@ -8,7 +8,7 @@ mod output;
 pub(crate) mod registry;
 pub(crate) mod request;
 
-pub use output::{EmitError, Output};
+pub use output::{EmitError, Keyed, Output};
 pub use registry::BuildError;
 pub use request::Request;
 

@@ -4,8 +4,8 @@ use thiserror::Error;
 
 use crate::base::failure::{ExecutionClass, NodeError};
 use crate::base::ids::NodeId;
-use crate::node::executor::{Pending, Port, Reply};
-use crate::plan::placement::PlacedNode;
+use crate::node::executor::{Pending, Port, Way};
+use crate::plan::placement::{PlacedNode, Placement};
 
 /// An output that was refused. The request fails with category `execution`, whatever the node returns.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -24,6 +24,9 @@ pub enum EmitError {
     /// No room came free before the deadline, or a stop came first.
     #[error("no room for the payload before the deadline")]
     NoRoom,
+    /// The edge leads to a keyed group: the output needs a key.
+    #[error("the edge leads to a keyed group: the output needs a key")]
+    KeyMissing,
 }
 
 impl EmitError {
@@ -32,6 +35,7 @@ impl EmitError {
             Self::NoSuchEdge => ExecutionClass::NoSuchEdge,
             Self::TooLarge { .. } => ExecutionClass::TooLarge,
             Self::NoRoom => ExecutionClass::NoRoom,
+            Self::KeyMissing => ExecutionClass::KeyMissing,
         }
     }
 }
@@ -44,41 +48,56 @@ impl From<EmitError> for NodeError {
 
 /// Takes a node's outputs, one after the other, in order.
 pub struct Output<'a> {
+    pub(super) placement: &'a Placement,
     pub(super) node: &'a PlacedNode,
+    pub(super) id: NodeId,
     pub(super) pending: &'a mut Pending,
     pub(super) port: &'a mut dyn Port,
-    pub(super) reply: Reply,
     pub(super) refused: Option<EmitError>,
 }
 
-impl Output<'_> {
+impl<'o> Output<'o> {
     /// Sends `payload` along the node's only edge; a node without edges replies.
     pub fn emit(&mut self, payload: &[u8]) -> Result<(), EmitError> {
-        match self.node.edges.as_slice() {
-            [] => self.reply(payload),
-            [edge] => self.pass_on(edge.to, payload),
-            _ => self.refuse(EmitError::NoSuchEdge),
-        }
+        self.emit_by(None, payload)
     }
 
     /// Sends `payload` along the edge with this label.
     pub fn emit_to(&mut self, label: &str, payload: &[u8]) -> Result<(), EmitError> {
+        self.emit_to_by(None, label, payload)
+    }
+
+    /// The next output has this key: it chooses among the processes of the group that the edge leads to. The same
+    /// key, the same process. Inside a group keys mean nothing.
+    pub fn key(&mut self, key: u64) -> Keyed<'_, 'o> {
+        Keyed { output: self, key }
+    }
+
+    fn emit_by(&mut self, key: Option<u64>, payload: &[u8]) -> Result<(), EmitError> {
+        match self.node.edges.as_slice() {
+            [] => self.reply(payload),
+            [edge] => self.pass_on(edge.to, key, payload),
+            _ => self.refuse(EmitError::NoSuchEdge),
+        }
+    }
+
+    fn emit_to_by(&mut self, key: Option<u64>, label: &str, payload: &[u8]) -> Result<(), EmitError> {
         match self.node.edges.iter().find(|edge| edge.label == label) {
-            Some(edge) => self.pass_on(edge.to, payload),
+            Some(edge) => self.pass_on(edge.to, key, payload),
             None => self.refuse(EmitError::NoSuchEdge),
         }
     }
 
     /// Ends the request with `payload`. A second reply to one request is dropped and counted.
     pub fn reply(&mut self, payload: &[u8]) -> Result<(), EmitError> {
-        let sent = self.port.reply(self.reply, payload);
+        let sent = self.port.reply(self.id, payload);
         self.noting(sent)
     }
 
     /// Ends the request with `len` bytes that `fill` writes in place. What `fill` leaves alone is unspecified.
     pub fn reply_with(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<(), EmitError> {
         let mut fill = Some(fill);
-        let sent = self.port.reply_with(self.reply, len, &mut |room| {
+        let sent = self.port.reply_with(self.id, len, &mut |room| {
             if let Some(fill) = fill.take() {
                 fill(room);
             }
@@ -94,13 +113,23 @@ impl Output<'_> {
         self.reply(value.as_bytes())
     }
 
-    fn pass_on(&mut self, to: NodeId, payload: &[u8]) -> Result<(), EmitError> {
-        let limit = self.port.max_payload();
+    fn pass_on(&mut self, to: NodeId, key: Option<u64>, payload: &[u8]) -> Result<(), EmitError> {
+        let is_hop = self.placement.leaves_group(self.id, to);
+        let limit = if is_hop { self.port.max_onward() } else { self.port.max_payload() };
         if payload.len() > limit {
             return self.refuse(EmitError::TooLarge { size: payload.len(), limit });
         }
-        self.pending.add(to, payload);
-        Ok(())
+        if !is_hop {
+            self.pending.add(to, payload);
+            return Ok(());
+        }
+        let group =
+            self.placement.group_of(to).and_then(|group| self.placement.groups.get(usize::from(group.0)));
+        if key.is_none() && group.is_some_and(|group| group.keyed) {
+            return self.refuse(EmitError::KeyMissing);
+        }
+        let sent = self.port.pass_on(Way { source: self.id, target: to, key }, payload);
+        self.noting(sent)
     }
 
     fn noting(&mut self, sent: Result<(), EmitError>) -> Result<(), EmitError> {
@@ -114,5 +143,24 @@ impl Output<'_> {
         // The first refusal is the one that the request fails with.
         self.refused.get_or_insert(error);
         Err(error)
+    }
+}
+
+/// An output with a key, about to be sent.
+#[must_use = "a key does nothing until something is emitted with it"]
+pub struct Keyed<'a, 'o> {
+    output: &'a mut Output<'o>,
+    key: u64,
+}
+
+impl Keyed<'_, '_> {
+    /// [`Output::emit`] with the key.
+    pub fn emit(self, payload: &[u8]) -> Result<(), EmitError> {
+        self.output.emit_by(Some(self.key), payload)
+    }
+
+    /// [`Output::emit_to`] with the key.
+    pub fn emit_to(self, label: &str, payload: &[u8]) -> Result<(), EmitError> {
+        self.output.emit_to_by(Some(self.key), label, payload)
     }
 }

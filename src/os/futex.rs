@@ -23,6 +23,8 @@ use super::clock;
 const SYS_FUTEX_WAITV: libc::c_long = 449;
 const WAITV_32_BIT: u32 = 2;
 const WAITV_PRIVATE: u32 = 128;
+/// Words that one wait takes.
+const MOST_WORDS: usize = 128;
 
 /// As `FUTEX_WAIT` would: any waker matches.
 const ANY_BIT: NonZeroU32 = NonZeroU32::MAX;
@@ -98,7 +100,7 @@ pub fn wake_shared(word: &AtomicU32) {
     let _ = wake(word, Flags::empty(), ALL);
 }
 
-/// Whether [`wait_either`] can be used: the kernel has `futex_waitv` (5.16) and
+/// Whether [`wait_any`] can be used: the kernel has `futex_waitv` (5.16) and
 /// no system call filter hides it. Probed once.
 pub fn waitv_supported() -> bool {
     static SUPPORTED: OnceLock<bool> = OnceLock::new();
@@ -110,12 +112,7 @@ pub fn waitv_supported() -> bool {
     })
 }
 
-/// Sleeps while both words hold their expected values, at most until
-/// `until_ns` (absolute monotonic nanoseconds; `None` for ever).
-///
-/// Only to be called if [`waitv_supported`]; if the kernel refuses
-/// nevertheless, this returns [`Woke::Woken`] after at most a millisecond, so
-/// that the caller degrades to polling.
+/// [`wait_any`] of one shared word.
 pub fn wait_either(
     shared: &AtomicU32,
     shared_expected: u32,
@@ -123,8 +120,25 @@ pub fn wait_either(
     private_expected: u32,
     until_ns: Option<u64>,
 ) -> Woke {
-    let waiters =
-        [Waiter::new(shared, shared_expected, 0), Waiter::new(&private.0, private_expected, WAITV_PRIVATE)];
+    wait_any([(shared, shared_expected)], private, private_expected, until_ns)
+}
+
+/// Sleeps while all words hold their expected values, at most until
+/// `until_ns` (absolute monotonic nanoseconds; `None` for ever).
+///
+/// Only to be called if [`waitv_supported`]; if the kernel refuses
+/// nevertheless, this returns [`Woke::Woken`] after at most a millisecond, so
+/// that the caller degrades to polling.
+pub fn wait_any<'a>(
+    shared: impl IntoIterator<Item = (&'a AtomicU32, u32)>,
+    private: &Word,
+    private_expected: u32,
+    until_ns: Option<u64>,
+) -> Woke {
+    let shared = shared.into_iter().map(|(word, expected)| Waiter::new(word, expected, 0));
+    let own = Waiter::new(&private.0, private_expected, WAITV_PRIVATE);
+    // The kernel takes 128 at most; a sleep costs more than the list.
+    let waiters: Vec<Waiter> = shared.take(MOST_WORDS - 1).chain([own]).collect();
     woke(waitv(&waiters, until_ns), until_ns)
 }
 

@@ -53,6 +53,7 @@ pub(crate) struct Settings {
     pub reply_arena_bytes: usize,
     pub max_in_flight: usize,
     pub max_branches: usize,
+    pub forward_bytes: usize,
     pub completed_history: usize,
     pub memory_limit: Option<usize>,
     pub pin: Option<usize>,
@@ -71,6 +72,7 @@ impl Default for Settings {
             reply_arena_bytes: 256 << 10,
             max_in_flight: 1024,
             max_branches: 8,
+            forward_bytes: 16 << 20,
             completed_history: 65_536,
             memory_limit: None,
             pin: None,
@@ -89,6 +91,7 @@ impl Settings {
         power_of_two("reply_arena_bytes", self.reply_arena_bytes, ARENA_BYTES)?;
         within("max_in_flight", self.max_in_flight, ROOTS)?;
         within("max_branches", self.max_branches, BRANCHES)?;
+        within("forward_bytes", self.forward_bytes, ARENA_BYTES)?;
         within("completed_history", self.completed_history, HISTORY)?;
         let times = Duration::from_millis(1)..=Duration::from_secs(86_400);
         for (field, value) in [("start_timeout", self.start_timeout), ("term_timeout", self.term_timeout)] {
@@ -167,6 +170,7 @@ mod tests {
         assert!(refused(|s| s.reply_arena_bytes = 5000).starts_with("reply_arena_bytes = 5000: must be"));
         assert_eq!(refused(|s| s.max_in_flight = 0), "max_in_flight = 0: must be between 1 and 1048576");
         assert_eq!(refused(|s| s.max_branches = 17), "max_branches = 17: must be between 1 and 16");
+        assert!(refused(|s| s.forward_bytes = 1).starts_with("forward_bytes = 1: must be between 4096 and"));
         assert!(refused(|s| s.completed_history = 0).starts_with("completed_history = 0: must be"));
         assert_eq!(
             refused(|s| s.start_timeout = Duration::ZERO),

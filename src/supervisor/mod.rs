@@ -12,8 +12,6 @@ mod worker;
 pub use error::{StartError, StartStep};
 pub use output::{OutputLine, OutputSink, Stream};
 
-#[cfg(feature = "testing")]
-pub(crate) use birth::Started;
-pub(crate) use birth::{WorkerSpec, start};
+pub(crate) use birth::{Started, WorkerSpec, start};
 pub(crate) use output::Capture;
 pub(crate) use worker::{Heard, Worker};

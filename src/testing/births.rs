@@ -95,7 +95,7 @@ impl Workers {
 
     /// Bytes mapped for all of them together.
     pub fn mapped_bytes(&self) -> usize {
-        self.started.iter().map(|started| started.lane.mapped_bytes()).sum()
+        self.started.iter().map(|started| started.lane.geometry().total()).sum()
     }
 }
 

@@ -2,14 +2,14 @@
 
 use crate::base::clock::has_passed;
 use crate::base::failure::ExecutionClass;
-use crate::base::ids::{Identity, TraceId};
+use crate::base::ids::{Identity, NodeId, TraceId};
 use crate::lane::{Incoming, NoRoom, WorkerEnd};
 use crate::node::EmitError;
-use crate::node::executor::{self, Executor, Port, Reply};
+use crate::node::executor::{self, Executor, Port, Way};
 use crate::node::request::Cancellation;
 use crate::os::clock;
 use crate::shm::view::{Memory, View};
-use crate::wire::envelope::{Envelope, kind, status};
+use crate::wire::envelope::{Envelope, flags, kind, status};
 use crate::wire::error;
 
 /// Serves until the lane says that it is over.
@@ -101,6 +101,33 @@ impl RingPort<'_> {
         Ok(())
     }
 
+    fn send(&mut self, envelope: Envelope, payload: &[u8]) -> Result<(), EmitError> {
+        if payload.len() > self.end.inline_bytes() {
+            return self.send_with(envelope, payload.len(), &mut |room| room.copy_from_slice(payload));
+        }
+        Ok(self.end.put_inline(envelope, payload, self.incoming.envelope.deadline_ns)?)
+    }
+
+    fn send_with(
+        &mut self,
+        envelope: Envelope,
+        len: usize,
+        fill: &mut dyn FnMut(&mut [u8]),
+    ) -> Result<(), EmitError> {
+        self.check(len)?;
+        let deadline_ns = self.incoming.envelope.deadline_ns;
+        if len <= self.end.inline_bytes() {
+            let mut room = [0; crate::base::limits::INLINE_REPLY_BYTES];
+            if let Some(room) = room.get_mut(..len) {
+                fill(room);
+                return Ok(self.end.put_inline(envelope, room, deadline_ns)?);
+            }
+        }
+        let mut block = self.end.block(len.max(1), deadline_ns)?;
+        fill(&mut block[..len]);
+        Ok(self.end.put_block(envelope, block, len, deadline_ns)?)
+    }
+
     fn check(&self, len: usize) -> Result<(), EmitError> {
         let limit = self.end.max_payload();
         if len <= limit { Ok(()) } else { Err(EmitError::TooLarge { size: len, limit }) }
@@ -118,39 +145,39 @@ impl Port for RingPort<'_> {
         self.end.max_payload()
     }
 
-    fn reply(&mut self, reply: Reply, payload: &[u8]) -> Result<(), EmitError> {
-        if payload.len() > self.end.inline_bytes() {
-            return self.reply_with(reply, payload.len(), &mut |room| room.copy_from_slice(payload));
-        }
-        let envelope = self.envelope(kind::TERMINAL, status::SUCCESS, reply.source.0);
-        Ok(self.end.put_inline(envelope, payload, self.incoming.envelope.deadline_ns)?)
+    fn max_onward(&self) -> usize {
+        self.end.max_payload().min(self.end.geometry().request_arena_bytes)
+    }
+
+    fn reply(&mut self, source: NodeId, payload: &[u8]) -> Result<(), EmitError> {
+        let envelope = self.envelope(kind::TERMINAL, status::SUCCESS, source.0);
+        self.send(envelope, payload)
     }
 
     fn reply_with(
         &mut self,
-        reply: Reply,
+        source: NodeId,
         len: usize,
         fill: &mut dyn FnMut(&mut [u8]),
     ) -> Result<(), EmitError> {
-        self.check(len)?;
-        let envelope = self.envelope(kind::TERMINAL, status::SUCCESS, reply.source.0);
-        let deadline_ns = self.incoming.envelope.deadline_ns;
-        if len <= self.end.inline_bytes() {
-            let mut room = [0; crate::base::limits::INLINE_REPLY_BYTES];
-            if let Some(room) = room.get_mut(..len) {
-                fill(room);
-                return Ok(self.end.put_inline(envelope, room, deadline_ns)?);
-            }
-        }
-        let mut block = self.end.block(len.max(1), deadline_ns)?;
-        fill(&mut block[..len]);
-        Ok(self.end.put_block(envelope, block, len, deadline_ns)?)
+        let envelope = self.envelope(kind::TERMINAL, status::SUCCESS, source.0);
+        self.send_with(envelope, len, fill)
     }
 
-    fn fail(&mut self, reply: Reply, class: ExecutionClass, code: u32, text: &str) {
+    fn pass_on(&mut self, way: Way, payload: &[u8]) -> Result<(), EmitError> {
+        let envelope = Envelope {
+            target: way.target.0,
+            deadline_ns: way.key.unwrap_or(0),
+            flags: if way.key.is_some() { flags::KEYED } else { 0 },
+            ..self.envelope(kind::OUTPUT, status::SUCCESS, way.source.0)
+        };
+        self.send(envelope, payload)
+    }
+
+    fn fail(&mut self, source: NodeId, class: ExecutionClass, code: u32, text: &str) {
         let mut payload = [0; error::MAX_BYTES];
         let len = error::encode(class, code, text, self.end.inline_bytes(), &mut payload);
-        let envelope = self.envelope(kind::TERMINAL, status::ERROR, reply.source.0);
+        let envelope = self.envelope(kind::TERMINAL, status::ERROR, source.0);
         if self.end.put_inline(envelope, &payload[..len], 0).is_err() {
             self.lost = true;
         }

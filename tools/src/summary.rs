@@ -149,7 +149,8 @@ impl Summary {
         };
         let tally = &self.tally;
         if let Some(side) = self.sides.first() {
-            let plan = format!("{}: {}", side.started.groups.join(", "), side.started.nodes.join(" → "));
+            let groups: Vec<&str> = side.started.groups.iter().map(|group| group.name.as_str()).collect();
+            let plan = format!("{}: {}", groups.join(", "), side.started.nodes.join(" → "));
             row("plan", &plan);
         }
         row("engine", &format!("pid {}", std::process::id()));
@@ -248,7 +249,7 @@ impl SideSummary {
         let stop = |stop: &WorkerStop| json!({"pid": stop.pid, "group": stop.group, "mode": mode(stop.mode)});
         json!({
             "profile": self.profile,
-            "groups": self.started.groups,
+            "groups": self.started.groups.iter().map(|group| &group.name).collect::<Vec<_>>(),
             "nodes": self.started.nodes,
             "worker_pids": self.started.worker_pids,
             "mapped_bytes": self.started.mapped_bytes,

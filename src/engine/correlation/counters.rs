@@ -69,6 +69,8 @@ counters! {
     rejected,
     /// Of these, terminals.
     rejected_terminal,
+    /// Outputs that went on to another group.
+    forwarded,
     /// Outputs for a request that had ended.
     late_output_drop,
     /// Error terminals that refused a frame of another group.

@@ -3,29 +3,48 @@
 
 use super::counters::LaneCounters;
 use super::events::{Event, EventKind};
+use super::hop::{Hop, HopState, Source, is_later};
 use super::outcome::Outcome;
-use super::root::{Aftermath, HopState, Root, RootKey, Source};
-use super::{CALLERS_ID, Correlation, EndedRoot, Verdict, tags};
+use super::root::{Aftermath, NoBranch, Root, RootKey};
+use super::{Branch, CALLERS_ID, Correlation, EndedRoot, Passage, Verdict, tags};
 use crate::base::clock::has_passed;
-use crate::base::failure::{Category, Cause, Failure, Rule};
+use crate::base::failure::{Category, Cause, ExecutionClass, Failure, Rule};
 use crate::base::ids::{GroupId, Identity, Ticket, TraceId};
 use crate::base::sync::{AtomicU64, Ordering, fence};
 use crate::lane::LastMark;
 use crate::wire::envelope::{Envelope, kind};
 
+/// A frame's hop and root, as far as they are still its own.
+enum Standing {
+    /// The hop is open, and its root is of this generation.
+    Open(RootKey),
+    /// The hop is open, but its root is gone.
+    Orphaned,
+    /// The hop is not the sender's, or not open: the frame has been dropped and counted.
+    Dropped,
+}
+
+/// An output's way, as the plan has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way {
+    /// The group that it leaves.
+    pub from: GroupId,
+    /// The group that it goes to.
+    pub to: GroupId,
+    /// How many hops the path may have with this one, 0 = any number.
+    pub max_hops: u16,
+}
+
 impl Correlation {
-    /// Judges one frame of a worker. `started` tells whether the worker had begun a position; `fill` puts the
-    /// payload's words into the cell that it is given, if the frame ends its root.
-    #[inline]
-    pub fn frame(
+    /// Finds out whose frame this is; what is not its sender's to send is dropped and counted.
+    #[inline(always)]
+    fn standing(
         &self,
         source: Source,
         frame: &Envelope,
         last: LastMark,
-        outcome: Outcome,
         now_ns: u64,
-        fill: impl FnOnce(&[AtomicU64]),
-    ) -> Result<Verdict, Rule> {
+    ) -> Result<Standing, Rule> {
         let ticket = Ticket(frame.ticket);
         let counters = &self.counters[usize::from(source.lane)];
         let hop = self.hops.get(ticket.slot() as usize).ok_or(Rule::Ticket)?;
@@ -38,73 +57,206 @@ impl Correlation {
             return Err(Rule::LastOutOfOrder);
         }
         // After the refusals: until the worker is dead, several may look at a frame that is refused.
-        let is_terminal = frame.kind == kind::TERMINAL;
-        if is_terminal {
+        if frame.kind == kind::TERMINAL {
             counters.terminals_received.add_as_reader();
         }
         match state {
-            HopState::Foreign => {
-                self.reject(counters, frame, now_ns);
-                return Ok(Verdict::Dropped);
+            HopState::Foreign => self.reject(counters, frame, now_ns),
+            HopState::Past => self.drop_frame(counters, frame, now_ns),
+            HopState::Open | HopState::NeverIssued => {
+                let index = self.root_of(frame);
+                let generation = self.roots[index as usize].generation();
+                // A hop is opened while its root is open, so a root that is younger than the hop is another one.
+                if is_later(generation, ticket.generation()) {
+                    return Ok(Standing::Orphaned);
+                }
+                return Ok(Standing::Open(RootKey { index, generation }));
             }
-            HopState::Past => {
-                self.drop_frame(counters, frame, now_ns);
-                return Ok(Verdict::Dropped);
-            }
-            HopState::Open | HopState::NeverIssued => {}
         }
-        let index = ticket.slot() / self.sizes.max_branches as u32;
-        let root = &self.roots[index as usize];
-        let mut verdict = Verdict::Dropped;
-        if is_terminal {
-            if !self.is_identity(root, frame) {
-                // A root that was ended and freed since the look at the hop may have another identity by now. Acquire:
-                // the identity was read before the state that says whose it was.
-                fence(Ordering::Acquire);
-                if root.open_generation() != Some(ticket.generation()) {
+        Ok(Standing::Dropped)
+    }
+
+    /// Judges a terminal, or the end of a branch. `fill` puts the payload's words into the cell that it is given,
+    /// if the frame ends its root.
+    #[inline]
+    pub fn frame(
+        &self,
+        source: Source,
+        frame: &Envelope,
+        last: LastMark,
+        outcome: Outcome,
+        now_ns: u64,
+        fill: impl FnOnce(&[AtomicU64]),
+    ) -> Result<Verdict, Rule> {
+        let key = match self.standing(source, frame, last, now_ns)? {
+            Standing::Open(key) => Some(key),
+            Standing::Orphaned => None,
+            Standing::Dropped => return Ok(Verdict::Dropped),
+        };
+        let ticket = Ticket(frame.ticket);
+        let counters = &self.counters[usize::from(source.lane)];
+        let hop = &self.hops[ticket.slot() as usize];
+        if frame.kind == kind::TERMINAL {
+            match key.filter(|key| self.is_theirs(*key, frame, counters, now_ns)) {
+                Some(key) if self.roots[key.index as usize].try_end(key.generation) => {
+                    counters.terminals_that_ended.add_as_reader();
+                    fill(self.cell(key.index));
+                    if let Outcome::Error { .. } = outcome {
+                        counters.failed.add();
+                    } else {
+                        counters.completed_by_terminal.add_as_reader();
+                        let number = self.roots[key.index as usize].number.load(Ordering::Relaxed);
+                        self.history.complete(number);
+                    }
+                    let group = hop.group();
+                    if last == LastMark::Ended {
+                        hop.close_of_ending();
+                    }
+                    return Ok(Verdict::Ended(
+                        key.index,
+                        self.finish(key.index, outcome, group, true, now_ns),
+                    ));
+                }
+                Some(_) => self.drop_frame(counters, frame, now_ns),
+                None if key.is_none() => self.drop_frame(counters, frame, now_ns),
+                None => {}
+            }
+        }
+        if last == LastMark::Ended {
+            return Ok(self.end_branch(counters, ticket, key, now_ns));
+        }
+        Ok(Verdict::Dropped)
+    }
+
+    /// Judges an output: opens the hop that it goes on by.
+    pub fn output(
+        &self,
+        source: Source,
+        frame: &Envelope,
+        last: LastMark,
+        way: Way,
+        now_ns: u64,
+    ) -> Result<Passage<'_>, Rule> {
+        let key = match self.standing(source, frame, last, now_ns)? {
+            Standing::Open(key) => Some(key),
+            Standing::Orphaned => None,
+            Standing::Dropped => return Ok(Passage::Dropped),
+        };
+        let ticket = Ticket(frame.ticket);
+        let counters = &self.counters[usize::from(source.lane)];
+        let passage = match key.filter(|key| self.is_theirs(*key, frame, counters, now_ns)) {
+            Some(key) => self.pass(counters, frame, key, last, way, now_ns),
+            None => {
+                if key.is_none() {
                     self.drop_frame(counters, frame, now_ns);
-                    return Ok(Verdict::Dropped);
                 }
-                self.reject(counters, frame, now_ns);
-            } else if root.try_end(ticket.generation()) {
-                counters.terminals_that_ended.add_as_reader();
-                fill(self.cell(index));
-                if let Outcome::Error { .. } = outcome {
-                    counters.failed.add();
-                } else {
-                    counters.completed_by_terminal.add_as_reader();
-                    self.history.complete(root.number.load(Ordering::Relaxed));
-                }
-                if last == LastMark::Ended {
-                    hop.close_of_ending();
-                }
-                let aftermath = self.finish(index, outcome, true, now_ns);
-                verdict = Verdict::Ended(index, aftermath);
-            } else {
-                self.drop_frame(counters, frame, now_ns);
+                Passage::Dropped
             }
-        } else if frame.kind == kind::OUTPUT {
-            // No edge leads from a group to another one yet, so no worker has reason to send this.
-            if root.open_generation() == Some(ticket.generation()) {
-                self.reject(counters, frame, now_ns);
-            } else {
-                self.drop_frame(counters, frame, now_ns);
+        };
+        // A hop that another one follows has been closed with the opening of that.
+        if last == LastMark::Ended && !matches!(passage, Passage::On(_)) {
+            let ended = self.end_branch(counters, ticket, key, now_ns);
+            if let (Passage::Dropped, Verdict::Ended(index, aftermath)) = (&passage, ended) {
+                return Ok(Passage::Ended(index, aftermath));
             }
         }
-        if last == LastMark::Ended && verdict == Verdict::Dropped {
-            // The root may have been freed and used again meanwhile; both closes mind the generation.
-            let was_last = hop.close(ticket.generation()) && root.end_hop(ticket.generation());
-            if was_last && root.try_end(ticket.generation()) {
-                verdict = self.end_by_last(counters, index, now_ns);
+        Ok(passage)
+    }
+
+    /// Opens the hop that follows, or ends the root because there may be none.
+    fn pass(
+        &self,
+        counters: &LaneCounters,
+        frame: &Envelope,
+        key: RootKey,
+        last: LastMark,
+        way: Way,
+        now_ns: u64,
+    ) -> Passage<'_> {
+        let root = &self.roots[key.index as usize];
+        let parent = Ticket(frame.ticket);
+        let branches = self.sizes.max_branches as u32;
+        let parent_hop = &self.hops[parent.slot() as usize];
+        let depth = parent_hop.depth() + 1;
+        let too_many = |class| {
+            if !root.try_end(key.generation) {
+                self.drop_frame(counters, frame, now_ns);
+                return Passage::Dropped;
             }
+            counters.failed.add();
+            let outcome = Outcome::Failed(Cause::Execution { class, code: 0 });
+            Passage::Ended(key.index, self.finish(key.index, outcome, way.from, true, now_ns))
+        };
+        if way.max_hops != 0 && depth > u32::from(way.max_hops) {
+            return too_many(ExecutionClass::TooManyHops);
         }
-        Ok(verdict)
+        let closing = (last == LastMark::Ended).then_some(parent.slot() % branches);
+        let entry = match root.begin_branch(key.generation, closing, branches) {
+            Ok(entry) => entry,
+            Err(NoBranch::Full) => return too_many(ExecutionClass::TooManyBranches),
+            Err(NoBranch::Ended) => {
+                self.drop_frame(counters, frame, now_ns);
+                return Passage::Dropped;
+            }
+        };
+        // From here on the root is pinned.
+        if closing.is_some() {
+            parent_hop.close(parent.generation());
+        }
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
+        self.history.link(number, root.number.load(Ordering::Relaxed));
+        let generation = number % Ticket::GENERATIONS;
+        let slot = key.index * branches + entry;
+        self.hops[slot as usize].open(generation, None, way.to, depth);
+        counters.forwarded.add_as_reader();
+        Passage::On(Branch { correlation: self, root: key, ticket: Ticket::new(slot, generation) })
+    }
+
+    /// Whether the frame carries its root's identity; one that does not is counted.
+    #[inline(always)]
+    fn is_theirs(&self, key: RootKey, frame: &Envelope, counters: &LaneCounters, now_ns: u64) -> bool {
+        let root = &self.roots[key.index as usize];
+        if self.is_identity(root, frame) {
+            return true;
+        }
+        // A root that was ended and freed since the look at the hop may have another identity by now. Acquire: the
+        // identity was read before the state that says whose it was.
+        fence(Ordering::Acquire);
+        if root.open_generation() == Some(key.generation) {
+            self.reject(counters, frame, now_ns);
+        } else {
+            self.drop_frame(counters, frame, now_ns);
+        }
+        false
+    }
+
+    /// A branch has ended; so has its root if it was the last one.
+    fn end_branch(
+        &self,
+        counters: &LaneCounters,
+        ticket: Ticket,
+        key: Option<RootKey>,
+        now_ns: u64,
+    ) -> Verdict {
+        // The root may have been freed and used again meanwhile; every step minds the generation.
+        let closed = self.hops[ticket.slot() as usize].close(ticket.generation());
+        let entry = ticket.slot() % self.sizes.max_branches as u32;
+        match key {
+            Some(key) if closed && self.roots[key.index as usize].end_branch(key.generation, entry) => {
+                if self.roots[key.index as usize].try_end(key.generation) {
+                    return self.end_by_last(counters, key.index, ticket, now_ns);
+                }
+                Verdict::Dropped
+            }
+            _ => Verdict::Dropped,
+        }
     }
 
     /// The last branch has ended without a terminal: success and an empty payload, unless the deadline had
     /// passed, which is why a worker skips a request.
-    fn end_by_last(&self, counters: &LaneCounters, index: u32, now_ns: u64) -> Verdict {
+    fn end_by_last(&self, counters: &LaneCounters, index: u32, ticket: Ticket, now_ns: u64) -> Verdict {
         let root = &self.roots[index as usize];
+        let group = self.hops[ticket.slot() as usize].group();
         let (outcome, started) = if has_passed(root.deadline_ns.load(Ordering::Relaxed), now_ns) {
             counters.expired.add();
             (Outcome::Failed(Cause::Deadline), false)
@@ -113,7 +265,7 @@ impl Correlation {
             self.history.complete(root.number.load(Ordering::Relaxed));
             (Outcome::Inline { len: 0 }, true)
         };
-        Verdict::Ended(index, self.finish(index, outcome, started, now_ns))
+        Verdict::Ended(index, self.finish(index, outcome, group, started, now_ns))
     }
 
     /// Counts a refusal by the worker of a frame that was not for its group.
@@ -122,13 +274,23 @@ impl Correlation {
     }
 
     /// Ends one root for a reason other than a frame. `None` if it has ended already.
-    pub fn end(&self, key: RootKey, outcome: Outcome, started: bool, now_ns: u64) -> Option<EndedRoot> {
+    ///
+    /// What it says of the failure is said of the oldest open hop, or of the oldest one at `place` if that is
+    /// where it happened: its group, and whether its worker had begun it, as `started` tells of a lane's position.
+    pub fn end(
+        &self,
+        key: RootKey,
+        place: Option<Source>,
+        outcome: Outcome,
+        now_ns: u64,
+        started: impl Fn(u16, u64) -> bool,
+    ) -> Option<EndedRoot> {
         let root = &self.roots[key.index as usize];
         if !root.try_end(key.generation) {
             return None;
         }
-        let lane = root.place.load(Ordering::Relaxed) as u16;
-        let counters = &self.counters[usize::from(lane)];
+        let home = root.place.load(Ordering::Relaxed) as u16;
+        let counters = &self.counters[usize::from(home)];
         match outcome {
             Outcome::Cancelled => counters.cancelled.add(),
             Outcome::Failed(Cause::Deadline) => counters.expired.add(),
@@ -137,11 +299,17 @@ impl Correlation {
                 unreachable!("only a frame completes a request")
             }
         }
-        // Between the end of the root and the look at the position; pairs with the sender's fence.
+        // Between the end of the root and the look at its positions; pairs with the senders' fence.
         fence(Ordering::SeqCst);
-        let position = self.first_hop(key.index).position();
-        let aftermath = self.finish(key.index, outcome, started, now_ns);
-        Some(EndedRoot { index: key.index, aftermath, position })
+        let age = |hop: &&Hop| hop.generation().wrapping_sub(key.generation) % Ticket::GENERATIONS;
+        let there = |hop: &&Hop| place.is_none_or(|place| hop.is_asked_of(place));
+        let failed = self.open_hops(key).filter(there).min_by_key(age);
+        let group = failed.map_or(GroupId(0), Hop::group);
+        let placed = failed.and_then(Hop::placed);
+        let begun = placed.is_some_and(|(lane, position)| started(lane, position));
+        let frames = self.open_hops(key).filter_map(Hop::placed).collect();
+        let aftermath = self.finish(key.index, outcome, group, begun, now_ns);
+        Some(EndedRoot { index: key.index, aftermath, frames })
     }
 
     /// Ends every root whose deadline has passed, in the order of deadlines, ties in the order of
@@ -164,11 +332,8 @@ impl Correlation {
             earliest
         });
         due.sort_unstable_by_key(|(deadline_ns, number, _)| (*deadline_ns, *number));
-        let end = |(_, _, key): (u64, u64, RootKey)| {
-            let started = self.is_started(key, &started);
-            self.end(key, Outcome::Failed(Cause::Deadline), started, now_ns)
-        };
-        due.into_iter().filter_map(end).collect()
+        let outcome = Outcome::Failed(Cause::Deadline);
+        due.into_iter().filter_map(|(_, _, key)| self.end(key, None, outcome, now_ns, &started)).collect()
     }
 
     /// Ends every root with an open hop at `source`, in the order of registration.
@@ -179,33 +344,35 @@ impl Correlation {
         now_ns: u64,
         started: impl Fn(u16, u64) -> bool,
     ) -> Vec<EndedRoot> {
-        let mut open: Vec<(u64, RootKey)> = (0..self.roots.len() as u32)
-            .filter_map(|index| {
-                let root = &self.roots[index as usize];
-                let generation = root.open_generation()?;
-                let number = root.number.load(Ordering::Relaxed);
-                let asked = self.hops_of(index).iter().any(|hop| hop.is_asked_of(source));
-                asked.then_some((number, RootKey { index, generation }))
-            })
-            .collect();
-        open.sort_unstable_by_key(|(number, _)| *number);
-        let end = |(_, key): (u64, RootKey)| {
-            let started = self.is_started(key, &started);
-            self.end(key, Outcome::Failed(cause), started, now_ns)
-        };
+        let open = self.open_roots(|key| self.open_hops(key).any(|hop| hop.is_asked_of(source)));
+        let outcome = Outcome::Failed(cause);
+        let end = |key| self.end(key, Some(source), outcome, now_ns, &started);
         open.into_iter().filter_map(end).collect()
     }
 
-    fn is_started(&self, key: RootKey, started: impl Fn(u16, u64) -> bool) -> bool {
-        let lane = self.roots[key.index as usize].place.load(Ordering::Relaxed) as u16;
-        self.first_hop(key.index).position().is_some_and(|position| started(lane, position))
+    /// Ends every root, in the order of registration.
+    pub fn end_all(&self, cause: Cause, now_ns: u64, started: impl Fn(u16, u64) -> bool) -> Vec<EndedRoot> {
+        let end = |key| self.end(key, None, Outcome::Failed(cause), now_ns, &started);
+        self.open_roots(|_| true).into_iter().filter_map(end).collect()
+    }
+
+    /// Open roots, in the order of registration.
+    fn open_roots(&self, which: impl Fn(RootKey) -> bool) -> Vec<RootKey> {
+        let mut open: Vec<(u64, RootKey)> = (0..self.roots.len() as u32)
+            .filter_map(|index| {
+                let root = &self.roots[index as usize];
+                let key = RootKey { index, generation: root.open_generation()? };
+                which(key).then(|| (root.number.load(Ordering::Relaxed), key))
+            })
+            .collect();
+        open.sort_unstable_by_key(|(number, _)| *number);
+        open.into_iter().map(|(_, key)| key).collect()
     }
 
     /// What every end has in common, after the winner has counted it.
-    fn finish(&self, index: u32, outcome: Outcome, started: bool, now_ns: u64) -> Aftermath {
+    fn finish(&self, index: u32, outcome: Outcome, group: GroupId, started: bool, now_ns: u64) -> Aftermath {
         let root = &self.roots[index as usize];
         let place = root.place.load(Ordering::Relaxed);
-        let group = GroupId((place >> 16) as u16);
         root.outcome.put(outcome, group, started);
         let words = self.trace_words(index);
         if place & CALLERS_ID != 0 {

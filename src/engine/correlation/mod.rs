@@ -8,8 +8,9 @@
 //! Invariants: a root's state changes by one compare-and-swap, so the first end wins; a frame counts only
 //! for the open hop, lane and incarnation that it was asked of; identity is always taken from the root.
 //!
-//! Hop entries: root `r` owns the entries `r * max_branches ..`, so admission of a root reserves them all,
-//! and a forward always finds one.
+//! Hop entries: root `r` owns the entries `r * max_branches ..`, so admission of a root reserves them all, and
+//! a branch that goes on needs none but its root's. Every hop takes the next number of one count, which is its
+//! ticket's generation; a root is known by the number of its first hop.
 
 mod counters;
 mod deadlines;
@@ -17,6 +18,7 @@ mod ends;
 mod events;
 mod freelist;
 mod history;
+mod hop;
 mod index;
 mod outcome;
 mod root;
@@ -25,15 +27,18 @@ pub use counters::Counters;
 pub use events::{Event, EventKind};
 
 pub(crate) use counters::LaneCounters;
+pub(crate) use ends::Way;
+pub(crate) use hop::Source;
 pub(crate) use outcome::{Outcome, cause_from_word, cause_to_word};
-pub(crate) use root::{Aftermath, Phase, RootKey, Source};
+pub(crate) use root::{Aftermath, Phase, RootKey};
 
 use deadlines::Deadlines;
 use events::Events;
 use freelist::FreeList;
 use history::History;
+use hop::Hop;
 use index::Index;
-use root::{Hop, Root};
+use root::Root;
 
 use crate::base::ids::{GroupId, Identity, Ticket, TraceId};
 use crate::base::sync::{AtomicU64, Ordering, pause};
@@ -56,7 +61,11 @@ pub(crate) struct Admission {
     /// Without a trace id the engine makes one.
     pub identity: Identity,
     pub deadline_ns: u64,
-    pub target: Source,
+    /// The lane that counts the request.
+    pub home: u16,
+    /// Where its first hop is asked; none if it must wait before it gets its lane.
+    pub target: Option<Source>,
+    /// The group that it enters first.
     pub group: GroupId,
 }
 
@@ -77,7 +86,7 @@ pub(crate) enum Refused {
     TraceInFlight,
 }
 
-/// What became of a frame.
+/// What became of a terminal, or of the end of a branch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Verdict {
     /// It ended this root; its payload is taken over.
@@ -86,13 +95,30 @@ pub(crate) enum Verdict {
     Dropped,
 }
 
+/// What became of an output.
+pub(crate) enum Passage<'c> {
+    /// It goes on.
+    On(Branch<'c>),
+    /// It was one too many: its root has ended.
+    Ended(u32, Aftermath),
+    /// It is not wanted.
+    Dropped,
+}
+
+/// A hop of an open root that is being sent, or put aside: meanwhile the root is not freed.
+pub(crate) struct Branch<'c> {
+    correlation: &'c Correlation,
+    pub root: RootKey,
+    pub ticket: Ticket,
+}
+
 /// A root that something other than a frame has ended.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct EndedRoot {
     pub index: u32,
     pub aftermath: Aftermath,
-    /// Where its request stands in that lane, to be cancelled there.
-    pub position: Option<u64>,
+    /// Lane and position of each frame of it that has been sent and not ended, to be cancelled there.
+    pub frames: Vec<(u16, u64)>,
 }
 
 /// A look at the tables themselves, beside the counters.
@@ -180,11 +206,11 @@ impl Correlation {
         root.number.store(number, Ordering::Relaxed);
         root.deadline_ns.store(admission.deadline_ns, Ordering::Relaxed);
         root.tags.store(tags(&identity), Ordering::Relaxed);
-        let place = u64::from(admission.target.lane) | u64::from(admission.group.0) << 16;
-        root.place.store(place | if callers_id { CALLERS_ID } else { 0 }, Ordering::Relaxed);
+        let callers_id = if callers_id { CALLERS_ID } else { 0 };
+        root.place.store(u64::from(admission.home) | callers_id, Ordering::Relaxed);
         let hop = index * self.sizes.max_branches as u32;
-        self.hops[hop as usize].open(generation, admission.target);
-        self.counters[usize::from(admission.target.lane)].registered.add();
+        self.hops[hop as usize].open(generation, admission.target, admission.group, 1);
+        self.counters[usize::from(admission.home)].registered.add();
         root.open(generation);
         Ok(Admitted {
             root: RootKey { index, generation },
@@ -291,10 +317,36 @@ impl Correlation {
         self.roots[index as usize].wake_up();
     }
 
-    /// Where the request stands in its lane, if it has been sent.
-    pub fn position(&self, key: RootKey) -> Option<u64> {
-        let root = &self.roots[key.index as usize];
-        self.first_hop(key.index).position().filter(|_| root.is_of(key.generation))
+    /// Says that the owner has left a waker; false if the root has ended.
+    pub fn await_end(&self, index: u32) -> bool {
+        self.roots[index as usize].await_end()
+    }
+
+    /// Grows whenever a hop of the root gets its lane.
+    #[inline(always)]
+    pub fn moves(&self, index: u32) -> u64 {
+        self.roots[index as usize].moves()
+    }
+
+    /// The lanes that open hops of the root are asked of.
+    pub fn lanes_of(&self, key: RootKey) -> impl Iterator<Item = u16> {
+        self.open_hops(key).filter_map(Hop::lane)
+    }
+
+    // ---- branches ----
+
+    /// Takes up a hop that was put aside; none if its root has ended.
+    pub fn take_up(&self, root: RootKey, ticket: Ticket) -> Option<Branch<'_>> {
+        let pinned = self.roots[root.index as usize].pin(root.generation);
+        pinned.then_some(Branch { correlation: self, root, ticket })
+    }
+
+    /// Forgets a hop that was put aside, and whose root has ended.
+    pub fn put_down(&self, root: RootKey, ticket: Ticket) {
+        if self.hops[ticket.slot() as usize].close(ticket.generation()) {
+            let entry = ticket.slot() % self.sizes.max_branches as u32;
+            self.roots[root.index as usize].end_branch(root.generation, entry);
+        }
     }
 
     // ---- looks ----
@@ -328,8 +380,8 @@ impl Correlation {
             match root.phase() {
                 Phase::Open | Phase::Ending => {
                     audit.in_flight += 1;
-                    let hops = self.hops_of(index as u32);
-                    audit.open_hops += hops.iter().filter(|hop| hop.is_open()).count() as u64;
+                    let key = RootKey { index: index as u32, generation: root.generation() };
+                    audit.open_hops += self.open_hops(key).count() as u64;
                 }
                 Phase::Ended => audit.not_taken += 1,
                 Phase::Free => {}
@@ -343,13 +395,49 @@ impl Correlation {
         [id[0].load(Ordering::Relaxed), id[1].load(Ordering::Relaxed)]
     }
 
-    fn hops_of(&self, index: u32) -> &[Hop] {
-        let first = index as usize * self.sizes.max_branches;
-        &self.hops[first..first + self.sizes.max_branches]
+    /// The root's hops that have not ended.
+    fn open_hops(&self, key: RootKey) -> impl Iterator<Item = &Hop> {
+        let mut branches = self.roots[key.index as usize].open_branches(key.generation);
+        let first = key.index as usize * self.sizes.max_branches;
+        let entries = std::iter::from_fn(move || {
+            let entry = branches.trailing_zeros();
+            branches &= branches.wrapping_sub(1);
+            (entry < u64::BITS).then(|| &self.hops[first + entry as usize])
+        });
+        // An entry that is being opened may still hold what an earlier user left there.
+        entries.filter(move |hop| hop.is_open_since(key.generation))
+    }
+}
+
+impl Branch<'_> {
+    fn hop(&self) -> &Hop {
+        &self.correlation.hops[self.ticket.slot() as usize]
     }
 
-    fn first_hop(&self, index: u32) -> &Hop {
-        &self.hops[index as usize * self.sizes.max_branches]
+    /// Gives the hop its lane.
+    pub fn assign(&self, target: Source) {
+        self.hop().assign(target);
+    }
+
+    /// The hop's frame is being sent at this position of its lane.
+    pub fn place(&self, position: u64) {
+        self.hop().place(position);
+    }
+
+    /// The hop's group.
+    pub fn group(&self) -> GroupId {
+        self.hop().group()
+    }
+
+    /// Tells the root that the hop has its lane; true if the owner sleeps and must be woken.
+    pub fn moved(&self) -> bool {
+        self.correlation.roots[self.root.index as usize].moved()
+    }
+}
+
+impl Drop for Branch<'_> {
+    fn drop(&mut self) {
+        self.correlation.roots[self.root.index as usize].unpin();
     }
 }
 

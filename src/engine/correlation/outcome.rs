@@ -12,8 +12,10 @@ pub(crate) enum Outcome {
         /// Bytes.
         len: u32,
     },
-    /// A success terminal; the payload is a held block of the lane.
+    /// A success terminal; the payload is a held block of this lane.
     Block {
+        /// Whose.
+        lane: u16,
         /// Where.
         payload_at: u32,
         /// Bytes.
@@ -44,7 +46,9 @@ impl OutcomeCell {
     pub fn put(&self, outcome: Outcome, group: GroupId, started: bool) {
         let (what, detail) = match outcome {
             Outcome::Inline { len } => (0, u64::from(len)),
-            Outcome::Block { payload_at, len } => (1, u64::from(payload_at) << 32 | u64::from(len)),
+            Outcome::Block { lane, payload_at, len } => {
+                (1 | u64::from(lane) << 32, u64::from(payload_at) << 32 | u64::from(len))
+            }
             Outcome::Heap => (2, 0),
             Outcome::Error { len } => (3, u64::from(len)),
             Outcome::Failed(cause) => (4, cause_to_word(cause)),
@@ -61,7 +65,11 @@ impl OutcomeCell {
         let detail = self.detail.load(Ordering::Relaxed);
         let outcome = match what & 0xFF {
             0 => Outcome::Inline { len: detail as u32 },
-            1 => Outcome::Block { payload_at: (detail >> 32) as u32, len: detail as u32 },
+            1 => Outcome::Block {
+                lane: (what >> 32) as u16,
+                payload_at: (detail >> 32) as u32,
+                len: detail as u32,
+            },
             2 => Outcome::Heap,
             3 => Outcome::Error { len: detail as u32 },
             4 => Outcome::Failed(cause_from_word(detail)),
@@ -71,7 +79,7 @@ impl OutcomeCell {
     }
 }
 
-const RULES: [Rule; 10] = [
+const RULES: [Rule; 11] = [
     Rule::CommitWord,
     Rule::Kind,
     Rule::Status,
@@ -82,6 +90,7 @@ const RULES: [Rule; 10] = [
     Rule::Ticket,
     Rule::LastOutOfOrder,
     Rule::ErrorPayload,
+    Rule::Edge,
 ];
 
 /// A cause as one word: kind in the low half, number in the high half.
@@ -138,7 +147,7 @@ mod tests {
         let failed = causes.into_iter().chain(corrupt).map(Outcome::Failed);
         let others = [
             Outcome::Inline { len: 64 },
-            Outcome::Block { payload_at: 4097, len: u32::MAX },
+            Outcome::Block { lane: 7, payload_at: 4097, len: u32::MAX },
             Outcome::Heap,
             Outcome::Error { len: 8 },
             Outcome::Cancelled,

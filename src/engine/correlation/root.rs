@@ -9,11 +9,15 @@
 //! ```
 //!
 //! The word also carries the generation, so that whoever speaks of an earlier user of the place fails the
-//! exchange, and two marks: the owner sleeps, the owner has gone.
+//! exchange, and three marks: the owner sleeps, the owner has left a waker, the owner has gone.
+//!
+//! A second word says which of the root's hop entries are open, and how many threads are at work on one of
+//! them (*pins*). Forbidden: an entry is opened, or given its lane, for a root that has been freed meanwhile.
+//! Who works on an entry pins, then looks whether the root is open; who frees ends the root, then waits until
+//! nobody pins. All four accesses are sequentially consistent, so one of the two sees the other.
 
 use super::outcome::OutcomeCell;
-use crate::base::ids::Ticket;
-use crate::base::sync::{AtomicU64, Ordering};
+use crate::base::sync::{AtomicU64, Ordering, pause};
 use crate::os::futex::Word;
 
 const PHASE: u64 = 3;
@@ -23,7 +27,14 @@ const ENDING: u64 = 2;
 const ENDED: u64 = 3;
 const DETACHED: u64 = 1 << 2;
 const ASLEEP: u64 = 1 << 3;
-const GENERATION_SHIFT: u32 = 24;
+const AWAITED: u64 = 1 << 4;
+pub(super) const GENERATION_SHIFT: u32 = 24;
+
+/// Open hop entries, one bit each.
+const BRANCHES: u64 = 0xFFFF;
+/// One thread at work on a hop entry; at most one for each.
+const PIN: u64 = 1 << 16;
+const PINS: u64 = 31 * PIN;
 
 /// Names a root for as long as its owner has not taken its outcome.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,10 +47,23 @@ pub(crate) struct RootKey {
 /// What the ending thread must do after the outcome is out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Aftermath {
+    /// Of the root that ended.
+    pub generation: u64,
     /// The owner sleeps on the root's wake word.
     pub asleep: bool,
+    /// The owner has left a waker.
+    pub awaited: bool,
     /// There is no owner: the ender takes and frees.
     pub detached: bool,
+}
+
+/// No hop entry of the root can be opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum NoBranch {
+    /// The root has ended.
+    Ended,
+    /// All its entries are open.
+    Full,
 }
 
 /// Where a request stands, as its owner sees it.
@@ -61,19 +85,22 @@ pub(super) struct Root {
     pub trace_id: [AtomicU64; 2],
     /// `reply_to`, run, scenario.
     pub tags: AtomicU64,
-    /// Lane, group, whether the id is the caller's.
+    /// Lane that counts it, whether the id is the caller's.
     pub place: AtomicU64,
-    /// Generation, and how many hops of it are open.
-    open_hops: AtomicU64,
+    /// Generation, pins, which hop entries are open.
+    branches: AtomicU64,
+    /// Grows when a hop of the root gets its lane, for an owner who looks at lanes.
+    moves: AtomicU64,
     pub outcome: OutcomeCell,
     /// The owner sleeps on this.
     pub wake: Word,
 }
 
 impl Root {
-    /// Free → open. Release: the fields are complete; pairs with every load of the state that goes on to them.
+    /// Free → open, with hop entry 0. Release: the fields are complete; pairs with every load of the state that
+    /// goes on to them.
     pub fn open(&self, generation: u64) {
-        self.open_hops.store(generation << GENERATION_SHIFT | 1, Ordering::Relaxed);
+        self.branches.store(generation << GENERATION_SHIFT | 1, Ordering::Relaxed);
         self.state.store(generation << GENERATION_SHIFT | OPEN, Ordering::Release);
     }
 
@@ -93,8 +120,9 @@ impl Root {
         (state & PHASE == OPEN).then_some(state >> GENERATION_SHIFT)
     }
 
-    pub fn is_of(&self, generation: u64) -> bool {
-        self.state.load(Ordering::Acquire) >> GENERATION_SHIFT == generation
+    /// The generation of the latest user.
+    pub fn generation(&self) -> u64 {
+        self.state.load(Ordering::Acquire) >> GENERATION_SHIFT
     }
 
     /// Open → ending, for whoever comes first. The winner writes the outcome and calls `finish`.
@@ -105,32 +133,102 @@ impl Root {
                 return false;
             }
             let ending = state & !PHASE | ENDING;
-            // Acquire: pairs with the owner's earlier marks. The Release comes with `finish`.
-            match self.state.compare_exchange_weak(state, ending, Ordering::AcqRel, Ordering::Relaxed) {
+            // Acquire: pairs with the owner's earlier marks. The Release comes with `finish`. SeqCst: see the pins.
+            match self.state.compare_exchange_weak(state, ending, Ordering::SeqCst, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(now) => state = now,
             }
         }
     }
 
-    /// One hop of this generation has ended; true if it was the last open one.
-    pub fn end_hop(&self, generation: u64) -> bool {
-        let mut word = self.open_hops.load(Ordering::Relaxed);
+    // ---- hop entries ----
+
+    /// Which hop entries are open: one bit each.
+    pub fn open_branches(&self, generation: u64) -> u64 {
+        let word = self.branches.load(Ordering::Acquire);
+        if word >> GENERATION_SHIFT == generation { word & BRANCHES } else { 0 }
+    }
+
+    /// The hop in this entry has ended; true if it was the last open one.
+    pub fn end_branch(&self, generation: u64, entry: u32) -> bool {
+        let mut word = self.branches.load(Ordering::Relaxed);
         // The root may have been freed and taken again meanwhile; then the word is of another generation.
-        while word >> GENERATION_SHIFT == generation && word & !(u64::MAX << GENERATION_SHIFT) > 0 {
-            match self.open_hops.compare_exchange_weak(word, word - 1, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return word - 1 == generation << GENERATION_SHIFT,
+        while word >> GENERATION_SHIFT == generation && word & 1 << entry != 0 {
+            let left = word & !(1 << entry);
+            match self.branches.compare_exchange_weak(word, left, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return left & BRANCHES == 0,
                 Err(now) => word = now,
             }
         }
         false
     }
 
+    /// Opens another of the first `limit` entries, gives `closing` back in the same step, and pins.
+    pub fn begin_branch(&self, generation: u64, closing: Option<u32>, limit: u32) -> Result<u32, NoBranch> {
+        let mut word = self.branches.load(Ordering::Relaxed);
+        loop {
+            if word >> GENERATION_SHIFT != generation {
+                return Err(NoBranch::Ended);
+            }
+            let kept = closing.map_or(word, |entry| word & !(1 << entry));
+            let entry = (kept & BRANCHES).trailing_ones();
+            if entry >= limit {
+                return Err(NoBranch::Full);
+            }
+            debug_assert!(word & PINS != PINS, "one pin for each entry");
+            let taken = (kept | 1 << entry) + PIN;
+            match self.branches.compare_exchange_weak(word, taken, Ordering::SeqCst, Ordering::Relaxed) {
+                Ok(_) => break self.still_open(generation).map(|()| entry).inspect_err(|_| self.unpin()),
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Keeps an open root from being freed until [`Root::unpin`]; false if it is not open.
+    pub fn pin(&self, generation: u64) -> bool {
+        let mut word = self.branches.load(Ordering::Relaxed);
+        while word >> GENERATION_SHIFT == generation {
+            debug_assert!(word & PINS != PINS, "one pin for each entry");
+            match self.branches.compare_exchange_weak(word, word + PIN, Ordering::SeqCst, Ordering::Relaxed) {
+                Ok(_) => return self.still_open(generation).inspect_err(|_| self.unpin()).is_ok(),
+                Err(now) => word = now,
+            }
+        }
+        false
+    }
+
+    fn still_open(&self, generation: u64) -> Result<(), NoBranch> {
+        if self.open_generation() == Some(generation) { Ok(()) } else { Err(NoBranch::Ended) }
+    }
+
+    /// Release: what was done with the entry happens before the place's next use; pairs with `free`.
+    pub fn unpin(&self) {
+        let word = self.branches.fetch_sub(PIN, Ordering::Release);
+        debug_assert!(word & PINS != 0);
+    }
+
+    /// A hop of the root has got its lane; true if the owner sleeps and must be told.
+    pub fn moved(&self) -> bool {
+        self.moves.fetch_add(1, Ordering::SeqCst);
+        self.state.load(Ordering::SeqCst) & ASLEEP != 0
+    }
+
+    /// How often hops of the root have got a lane.
+    #[inline(always)]
+    pub fn moves(&self) -> u64 {
+        self.moves.load(Ordering::Acquire)
+    }
+
     /// Ending → ended. Release: publishes the outcome; pairs with the Acquire in `phase`.
     pub fn finish(&self) -> Aftermath {
         let state = self.state.fetch_add(ENDED - ENDING, Ordering::AcqRel);
         debug_assert_eq!(state & PHASE, ENDING);
-        Aftermath { asleep: state & ASLEEP != 0, detached: state & DETACHED != 0 }
+        Aftermath {
+            generation: state >> GENERATION_SHIFT,
+            asleep: state & ASLEEP != 0,
+            awaited: state & AWAITED != 0,
+            detached: state & DETACHED != 0,
+        }
     }
 
     /// The owner leaves; true if the root has ended already, so that the owner frees it.
@@ -138,9 +236,14 @@ impl Root {
         self.state.fetch_or(DETACHED, Ordering::AcqRel) & PHASE == ENDED
     }
 
-    /// The owner is about to sleep on `wake`; false if the root has ended.
+    /// The owner is about to sleep on `wake`; false if the root has ended. SeqCst: pairs with `moved`.
     pub fn fall_asleep(&self) -> bool {
-        self.state.fetch_or(ASLEEP, Ordering::AcqRel) & PHASE != ENDED
+        self.state.fetch_or(ASLEEP, Ordering::SeqCst) & PHASE != ENDED
+    }
+
+    /// The owner has left a waker; false if the root has ended.
+    pub fn await_end(&self) -> bool {
+        self.state.fetch_or(AWAITED, Ordering::AcqRel) & PHASE != ENDED
     }
 
     pub fn wake_up(&self) {
@@ -149,6 +252,10 @@ impl Root {
 
     /// Ended → free, by whoever took the outcome.
     pub fn free(&self) {
+        while self.branches.load(Ordering::SeqCst) & PINS != 0 {
+            // Somebody is handing a branch on; it does not wait for anything.
+            pause();
+        }
         let state = self.state.load(Ordering::Relaxed);
         debug_assert_eq!(state & PHASE, ENDED);
         // Relaxed: the free list's push publishes it.
@@ -156,122 +263,37 @@ impl Root {
     }
 }
 
-/// One crossing of a root into a group, as the ticket of a frame names it.
-#[derive(Default)]
-pub(super) struct Hop {
-    /// Generation, and whether the hop is open.
-    word: AtomicU64,
-    /// Lane (16 bits) and incarnation (48 bits).
-    lane: AtomicU64,
-    /// Position in the lane's request ring, + 1; 0 = not placed yet.
-    position: AtomicU64,
-}
-
-/// Who a frame comes from.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Source {
-    pub lane: u16,
-    pub incarnation: u64,
-}
-
-impl Source {
-    fn to_word(self) -> u64 {
-        u64::from(self.lane) | self.incarnation << 16
-    }
-}
-
-const HOP_OPEN: u64 = 1;
-
-/// How a ticket relates to the hop entry that it names.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum HopState {
-    /// Its generation was never issued for this slot.
-    NeverIssued,
-    /// Of an earlier user of the slot, or closed.
-    Past,
-    /// Open, and asked of this source.
-    Open,
-    /// Open, but asked of somebody else.
-    Foreign,
-}
-
-impl Hop {
-    pub fn open(&self, generation: u64, target: Source) {
-        self.lane.store(target.to_word(), Ordering::Relaxed);
-        self.position.store(0, Ordering::Relaxed);
-        // Release: pairs with the Acquire in `state`.
-        self.word.store(generation << GENERATION_SHIFT | HOP_OPEN, Ordering::Release);
-    }
-
-    /// Closes the hop of a root that the caller is ending: nobody else opens or closes it meanwhile.
-    pub fn close_of_ending(&self) {
-        let word = self.word.load(Ordering::Relaxed);
-        self.word.store(word & !HOP_OPEN, Ordering::Release);
-    }
-
-    /// Closes the hop if it is still the one of `generation`; whether it did.
-    ///
-    /// Forbidden: a frame ends its root and closes its hop, and in between the owner has freed the root and the
-    /// place has been opened anew. A close without the generation would close the new hop, and its reply would
-    /// be dropped as late.
-    pub fn close(&self, generation: u64) -> bool {
-        let closed = generation << GENERATION_SHIFT;
-        let open = closed | HOP_OPEN;
-        self.word.compare_exchange(open, closed, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    }
-
-    pub fn place(&self, position: u64) {
-        // Relaxed: the sender places, fences, then looks at its root; who cancels ends the root, fences, then
-        // looks here.
-        self.position.store(position + 1, Ordering::Relaxed);
-    }
-
-    pub fn position(&self) -> Option<u64> {
-        self.position.load(Ordering::Relaxed).checked_sub(1)
-    }
-
-    pub fn is_open(&self) -> bool {
-        self.word.load(Ordering::Acquire) & HOP_OPEN != 0
-    }
-
-    pub fn is_asked_of(&self, source: Source) -> bool {
-        self.is_open() && self.lane.load(Ordering::Relaxed) == source.to_word()
-    }
-
-    pub fn state(&self, generation: u64, source: Source) -> HopState {
-        let word = self.word.load(Ordering::Acquire);
-        let current = word >> GENERATION_SHIFT;
-        // Generations are counted round: what is less than half a round ahead has not been issued.
-        let ahead = generation.wrapping_sub(current) % Ticket::GENERATIONS;
-        if ahead != 0 && ahead < Ticket::GENERATIONS / 2 {
-            HopState::NeverIssued
-        } else if ahead != 0 || word & HOP_OPEN == 0 {
-            HopState::Past
-        } else if self.lane.load(Ordering::Relaxed) == source.to_word() {
-            HopState::Open
-        } else {
-            HopState::Foreign
-        }
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
-    const LANE: Source = Source { lane: 0, incarnation: 1 };
-
     #[test]
     fn reply_09_an_end_that_comes_late_leaves_the_places_next_user_alone() {
-        let (root, hop) = (Root::default(), Hop::default());
-        hop.open(7, LANE);
+        let root = Root::default();
         root.open(7);
-        // The owner took the reply and the place is used again before the frame's reader closes the hop.
-        hop.open(8, LANE);
+        assert_eq!(root.begin_branch(7, None, 2), Ok(1));
+        root.unpin();
+        // The owner took the reply, and the place is used again before the frames' readers close the hops.
         root.open(8);
-        assert!(!hop.close(7) && !root.end_hop(7));
-        assert_eq!(hop.state(8, LANE), HopState::Open);
-        assert!(hop.close(8) && root.end_hop(8));
-        assert!(!hop.close(8) && !root.end_hop(8));
+        assert!(!root.end_branch(7, 0) && !root.end_branch(7, 1));
+        assert_eq!(root.begin_branch(7, None, 2), Err(NoBranch::Ended));
+        assert!(!root.pin(7));
+        assert!(root.end_branch(8, 0) && !root.end_branch(8, 0));
+    }
+
+    #[test]
+    fn a_branch_takes_the_place_of_the_one_that_it_follows() {
+        let root = Root::default();
+        root.open(1);
+        assert_eq!(root.begin_branch(1, Some(0), 1), Ok(0), "the last branch is never missing in between");
+        root.unpin();
+        assert_eq!(root.begin_branch(1, None, 1), Err(NoBranch::Full));
+        assert_eq!(root.begin_branch(1, Some(0), 2), Ok(0));
+        root.unpin();
+        assert_eq!(root.open_branches(1), 1);
+        assert!(root.end_branch(1, 0));
+        assert!(root.try_end(1));
+        assert_eq!(root.begin_branch(1, None, 2), Err(NoBranch::Ended));
+        assert!(!root.pin(1));
     }
 }

@@ -1,0 +1,150 @@
+//! One run at the entrances of its groups: frames that may not enter yet are held here, copied into this
+//! process; those that may are handed on, in order, under this run's lock.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::correlation::{Branch, RootKey};
+use super::forward::{Carried, Onward, Wakes};
+use super::order::{Order, Reach};
+use super::shared::Shared;
+use crate::base::failure::Rule;
+use crate::base::ids::Ticket;
+use crate::plan::placement::Placement;
+
+/// A frame that is held.
+struct Held {
+    root: RootKey,
+    ticket: Ticket,
+    onward: Onward,
+    /// None while whoever brought it may still hand it on without a copy.
+    payload: Option<Box<[u8]>>,
+}
+
+/// A run's frames, in order.
+pub(super) struct InOrder {
+    order: Mutex<Order<Held>>,
+}
+
+impl InOrder {
+    pub fn new(reach: Arc<Reach>) -> Self {
+        Self { order: Mutex::new(Order::new(reach)) }
+    }
+
+    /// What the runs of a plan need to know of it.
+    pub fn reach(placement: &Placement) -> Reach {
+        let groups = placement.nodes.iter().map(|node| node.group.0).collect();
+        let reach = (0..placement.nodes.len() as u16).map(|node| {
+            placement.reach(crate::base::ids::NodeId(node)).iter().map(|group| group.0).collect()
+        });
+        Reach::new(groups, reach.collect())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Order<Held>> {
+        // Nothing under this lock panics half-way.
+        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next input, on its way into its first group.
+    pub fn input(
+        &self,
+        shared: &Shared,
+        input: u64,
+        branch: Branch<'_>,
+        onward: Onward,
+        payload: &[u8],
+        wakes: &mut Wakes,
+    ) {
+        let mut order = self.lock();
+        let held = Held { root: branch.root, ticket: branch.ticket, onward, payload: None };
+        order.input(input, branch.ticket.0, onward.target.number(), held);
+        hand_on(shared, &mut order, branch, Carried::Heap(payload), wakes);
+    }
+
+    /// An output of the hop with ticket `parent`, on its way into the next group.
+    pub fn output(
+        &self,
+        shared: &Shared,
+        parent: u64,
+        branch: Branch<'_>,
+        onward: Onward,
+        payload: Carried<'_>,
+        wakes: &mut Wakes,
+    ) -> Result<(), Rule> {
+        let mut order = self.lock();
+        let held = Held { root: branch.root, ticket: branch.ticket, onward, payload: None };
+        match order.output(parent, branch.ticket.0, onward.target.number(), held) {
+            Ok(()) => hand_on(shared, &mut order, branch, payload, wakes),
+            Err(_) if order.executes(parent) => return Err(Rule::Edge),
+            // The input has ended, and its owner knows.
+            Err(held) => shared.correlation.put_down(held.root, held.ticket),
+        }
+        Ok(())
+    }
+
+    /// The hop with this ticket will emit nothing more.
+    pub fn branch_ended(&self, shared: &Shared, ticket: u64, wakes: &mut Wakes) {
+        let mut order = self.lock();
+        order.end(ticket);
+        hand_on_held(shared, &mut order, wakes);
+    }
+
+    /// The input's request has ended, and its owner is about to take it: its frames leave.
+    pub fn end_input(&self, shared: &Shared, input: u64, wakes: &mut Wakes) {
+        let mut order = self.lock();
+        for held in order.end_input(input) {
+            put_down(shared, &held);
+        }
+        hand_on_held(shared, &mut order, wakes);
+    }
+}
+
+/// Hands on what may enter. The frame of `branch` is among the held ones: if it is its turn it goes without a
+/// copy in between, else its payload is copied here.
+fn hand_on(
+    shared: &Shared,
+    order: &mut Order<Held>,
+    branch: Branch<'_>,
+    payload: Carried<'_>,
+    wakes: &mut Wakes,
+) {
+    let ticket = branch.ticket;
+    let mut newcomer = Some(branch);
+    while let Some(held) = order.next() {
+        match newcomer.take_if(|branch| branch.ticket == held.ticket) {
+            Some(branch) => shared.hand_on(branch, held.onward, payload, wakes),
+            None => hand_on_one(shared, order, &held, wakes),
+        }
+    }
+    if let Some(held) = order.held_mut(ticket.0) {
+        let copy = payload.to_heap();
+        shared.forwarded_bytes.fetch_add(copy.len() as u64, Ordering::Relaxed);
+        held.payload = Some(copy);
+    }
+}
+
+fn hand_on_held(shared: &Shared, order: &mut Order<Held>, wakes: &mut Wakes) {
+    while let Some(held) = order.next() {
+        hand_on_one(shared, order, &held, wakes);
+    }
+}
+
+fn hand_on_one(shared: &Shared, order: &mut Order<Held>, held: &Held, wakes: &mut Wakes) {
+    match shared.correlation.take_up(held.root, held.ticket) {
+        Some(branch) => {
+            let payload = held.payload.as_deref().unwrap_or_default();
+            shared.hand_on(branch, held.onward, Carried::Heap(payload), wakes);
+            shared.forward_gone(payload);
+        }
+        None => {
+            put_down(shared, held);
+            // Its root has ended; who stands behind it need not wait for it.
+            order.end(held.ticket.0);
+        }
+    }
+}
+
+fn put_down(shared: &Shared, held: &Held) {
+    shared.forward_gone(held.payload.as_deref().unwrap_or_default());
+    shared.correlation.put_down(held.root, held.ticket);
+}

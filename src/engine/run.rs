@@ -1,0 +1,354 @@
+//! A run: a stream of inputs with a window in flight, their outputs in the order of the inputs.
+//!
+//! Order holds at every hop, not only at the end: each group gets the frames of a run in the order of (input,
+//! path of emissions), whatever the groups before it did and however many processes they have.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use thiserror::Error;
+
+use super::correlation::{Admission, Admitted, Refused};
+use super::dispatch::{NotTaken, Outbound, Payload};
+use super::forward::{Onward, Wakes};
+use super::handle::Engine;
+use super::in_order::InOrder;
+use super::pending::{CallError, Pending, Reply};
+use super::request::settled;
+use super::shared::Shared;
+use crate::base::clock::Deadline;
+use crate::base::ids::{Identity, NodeId};
+use crate::wire::envelope::ENGINE;
+
+/// Inputs of a run in flight, where nothing else is stated.
+const WINDOW: usize = 64;
+
+/// What a run does when an input fails.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum OnError {
+    /// Its error is the last item: what is in flight behind it is cancelled, and no more inputs are taken.
+    #[default]
+    Stop,
+    /// Its error stands in its place, and the run goes on.
+    Record,
+}
+
+/// Why a run is not begun.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The window cannot be kept.
+    #[error("window = {window}: must be between 1 and max_in_flight = {limit}")]
+    Window {
+        /// As stated.
+        window: usize,
+        /// The engine's setting.
+        limit: usize,
+    },
+    /// Order cannot be kept where a request can come back to a group that it has left.
+    #[error("the plan's groups form a circle: it cannot be run in order")]
+    Circle,
+    /// The node's group is keyed.
+    #[error("the node belongs to a keyed group: the run needs a key for each input")]
+    KeyMissing,
+}
+
+/// A run that is being stated. Everything is optional.
+#[must_use = "a run does nothing until it is started"]
+pub struct RunBuilder<'e, I: Iterator> {
+    engine: &'e Engine,
+    target: NodeId,
+    inputs: I,
+    manner: Manner<I::Item>,
+}
+
+type KeyOf<T> = Box<dyn Fn(u64, &T) -> u64>;
+
+struct Manner<T> {
+    window: usize,
+    identity: Identity,
+    deadline: Deadline,
+    on_error: OnError,
+    key: Option<KeyOf<T>>,
+}
+
+impl<'e, I: Iterator> RunBuilder<'e, I>
+where
+    I::Item: AsRef<[u8]>,
+{
+    pub(super) fn new(engine: &'e Engine, target: NodeId, inputs: I) -> Self {
+        let manner = Manner {
+            window: WINDOW,
+            identity: Identity::default(),
+            deadline: Deadline::Never,
+            on_error: OnError::default(),
+            key: None,
+        };
+        Self { engine, target, inputs, manner }
+    }
+
+    /// Inputs in flight: 1 to `max_in_flight`. Default: 64.
+    pub fn window(mut self, window: usize) -> Self {
+        self.manner.window = window;
+        self
+    }
+
+    /// When to give an input up, counted from when it is sent. Default: never.
+    pub fn deadline(mut self, deadline: Deadline) -> Self {
+        self.manner.deadline = deadline;
+        self
+    }
+
+    /// What to do when an input fails. Default: [`OnError::Stop`].
+    pub fn on_error(mut self, on_error: OnError) -> Self {
+        self.manner.on_error = on_error;
+        self
+    }
+
+    /// The caller's tags, carried to every node and back unchanged.
+    pub fn tags(mut self, run: u16, scenario: u16) -> Self {
+        self.manner.identity.run = run;
+        self.manner.identity.scenario = scenario;
+        self
+    }
+
+    /// The caller's route for the answers, carried back unchanged.
+    pub fn reply_to(mut self, reply_to: u32) -> Self {
+        self.manner.identity.reply_to = reply_to;
+        self
+    }
+
+    /// Each input's key, from its number and its bytes: chooses among the processes of the first group.
+    pub fn key(mut self, key: impl Fn(u64, &I::Item) -> u64 + 'static) -> Self {
+        self.manner.key = Some(Box::new(key));
+        self
+    }
+
+    /// Checks the statement and begins. Inputs are taken, and sent, as the run is iterated.
+    pub fn start(self) -> Result<Run<'e, I>, RunError> {
+        let shared = self.engine.shared();
+        let (window, limit) = (self.manner.window, self.engine.summary().max_in_flight);
+        if !(1..=limit).contains(&window) {
+            return Err(RunError::Window { window, limit });
+        }
+        if shared.placement.has_circle() {
+            return Err(RunError::Circle);
+        }
+        let group = shared.group_of(self.target);
+        if self.manner.key.is_none() && shared.placement.groups[usize::from(group.0)].keyed {
+            return Err(RunError::KeyMissing);
+        }
+        // One process and no way on: the ring itself keeps the order.
+        let is_simple = shared.routes[usize::from(group.0)].processes == 1
+            && shared.placement.reach(self.target).is_empty();
+        let order = (!is_simple).then(|| {
+            shared.runs.fetch_add(1, Ordering::SeqCst);
+            Arc::new(InOrder::new(Arc::clone(&shared.reach)))
+        });
+        let Self { engine, target, inputs, manner } = self;
+        let flights = VecDeque::with_capacity(window);
+        Ok(Run { engine, target, inputs, manner, order, flights, sent: 0, taken: 0, is_over: false })
+    }
+}
+
+enum Flight {
+    Pending(Pending),
+    /// It was refused; nothing was sent.
+    Refused(CallError),
+}
+
+/// A run that is going on: an iterator over (number of the input, its reply or error), in input order.
+///
+/// It sends as it is iterated, and reads meanwhile; between two items it does nothing, though what is in flight
+/// goes on. Dropping it cancels what is in flight.
+pub struct Run<'e, I: Iterator> {
+    engine: &'e Engine,
+    target: NodeId,
+    inputs: I,
+    manner: Manner<I::Item>,
+    /// None where the ring itself keeps the order.
+    order: Option<Arc<InOrder>>,
+    /// The oldest first; it has number `taken`.
+    flights: VecDeque<Flight>,
+    sent: u64,
+    taken: u64,
+    /// No more inputs are taken.
+    is_over: bool,
+}
+
+impl<I: Iterator> Run<'_, I>
+where
+    I::Item: AsRef<[u8]>,
+{
+    /// Inputs sent whose outputs have not been taken.
+    pub fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Sends inputs until the window is full, or there is no room before an older one has been taken.
+    fn fill(&mut self) {
+        while !self.is_over && self.flights.len() < self.manner.window && self.has_room() {
+            let Some(input) = self.inputs.next() else {
+                self.is_over = true;
+                return;
+            };
+            let number = self.sent;
+            self.sent += 1;
+            let flight = match self.send(number, &input) {
+                Ok(pending) => Flight::Pending(pending),
+                Err(error) => Flight::Refused(error),
+            };
+            self.flights.push_back(flight);
+        }
+    }
+
+    /// Without anything in flight there is always room, sooner or later.
+    fn has_room(&self) -> bool {
+        self.flights.is_empty() || !self.engine.shared().is_full(self.target)
+    }
+
+    fn send(&self, number: u64, input: &I::Item) -> Result<Pending, CallError> {
+        let shared = self.engine.shared();
+        let outbound = Outbound {
+            target: self.target,
+            identity: self.manner.identity,
+            deadline_ns: shared.resolve(self.manner.deadline),
+            key: self.manner.key.as_ref().map(|key| key(number, input)),
+            lane: None,
+        };
+        let admitted = match &self.order {
+            None => shared.submit_waiting(&outbound, Payload::Bytes(input.as_ref())),
+            Some(order) => shared.submit_in_order(order, number, &outbound, input.as_ref()),
+        };
+        let admitted = admitted.map_err(settled)?;
+        Ok(Pending::new(Arc::clone(shared), admitted.root, admitted.trace_id))
+    }
+
+    fn take(&mut self, flight: Flight) -> Result<Reply, CallError> {
+        let number = self.taken;
+        self.taken += 1;
+        match flight {
+            Flight::Refused(error) => Err(error),
+            Flight::Pending(pending) => {
+                self.engine.shared().wait(pending.key());
+                self.leave_order(number, &pending);
+                pending.wait()
+            }
+        }
+    }
+
+    fn leave_order(&self, number: u64, pending: &Pending) {
+        if let Some(order) = &self.order {
+            self.engine.shared().leave_order(order, number, pending);
+        }
+    }
+}
+
+impl<I: Iterator> Iterator for Run<'_, I>
+where
+    I::Item: AsRef<[u8]>,
+{
+    type Item = (u64, Result<Reply, CallError>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.fill();
+        let number = self.taken;
+        let flight = self.flights.pop_front()?;
+        let result = self.take(flight);
+        if result.is_err() && self.manner.on_error == OnError::Stop {
+            self.is_over = true;
+            self.cancel_all();
+        }
+        Some((number, result))
+    }
+}
+
+impl<I: Iterator> Run<'_, I> {
+    fn cancel_all(&mut self) {
+        let shared = self.engine.shared();
+        // All of them before any is forgotten: none may enter a group because an earlier one has left.
+        for flight in &self.flights {
+            if let Flight::Pending(pending) = flight {
+                pending.cancel();
+            }
+        }
+        for flight in self.flights.drain(..) {
+            if let (Flight::Pending(pending), Some(order)) = (&flight, &self.order) {
+                shared.leave_order(order, self.taken, pending);
+            }
+            self.taken += 1;
+        }
+    }
+}
+
+impl<I: Iterator> Drop for Run<'_, I> {
+    fn drop(&mut self) {
+        self.cancel_all();
+        if self.order.is_some() {
+            self.engine.shared().runs.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Shared {
+    /// Whether a request to this node might have to wait for room now.
+    fn is_full(&self, target: NodeId) -> bool {
+        let route = self.routes[usize::from(self.group_of(target).0)];
+        let lanes = usize::from(route.first)..usize::from(route.first + route.processes);
+        self.holds_too_much()
+            || lanes.into_iter().all(|lane| match self.lanes[lane].link() {
+                Some(link) => link.forwards.waiting() != 0 || !link.end.has_room(),
+                None => false,
+            })
+    }
+
+    /// Takes an input of a run; waits for a place in the table until the deadline.
+    fn submit_in_order<'a>(
+        &self,
+        order: &Arc<InOrder>,
+        number: u64,
+        outbound: &Outbound,
+        input: &'a [u8],
+    ) -> Result<Admitted, NotTaken<'a>> {
+        let group = self.may_enter(outbound)?;
+        let limit = self.max_payload();
+        if input.len() > limit {
+            return Err(NotTaken::TooLarge { size: input.len(), limit });
+        }
+        let admission = Admission {
+            identity: outbound.identity,
+            deadline_ns: outbound.deadline_ns,
+            home: self.routes[usize::from(group.0)].first,
+            target: None,
+            group,
+        };
+        let mut admitted = self.correlation.register(&admission);
+        if matches!(admitted, Err(Refused::Full)) {
+            self.wait_for_room(outbound, || {
+                admitted = self.correlation.register(&admission);
+                !matches!(admitted, Err(Refused::Full))
+            })?;
+        }
+        let admitted = admitted.map_err(|_| NotTaken::TraceInFlight)?;
+        self.set_order(admitted.root.index, Some(Arc::clone(order)));
+        fence(Ordering::SeqCst);
+        self.correlation.published(admitted.root, outbound.deadline_ns);
+        // A root that has ended by now is taken like any other.
+        if let Some(branch) = self.correlation.take_up(admitted.root, admitted.ticket) {
+            let onward = Onward { source: ENGINE, target: outbound.target, key: outbound.key };
+            let mut wakes = Wakes::new();
+            order.input(self, number, branch, onward, input, &mut wakes);
+            self.wake(wakes);
+        }
+        Ok(admitted)
+    }
+
+    /// An input's request has ended and is about to be taken.
+    fn leave_order(&self, order: &InOrder, number: u64, pending: &Pending) {
+        let mut wakes = Wakes::new();
+        order.end_input(self, number, &mut wakes);
+        self.set_order(pending.key().index, None);
+        self.wake(wakes);
+    }
+}

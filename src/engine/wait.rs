@@ -1,0 +1,163 @@
+//! Waiting for the end of a request: who waits looks at its own root and at the next reply of each lane that the
+//! root has a hop in, reads for everybody, runs what stands before it in this process, and sleeps when that
+//! takes long.
+
+use super::correlation::{Phase, RootKey};
+use super::link::{self, Link, Sleeper};
+use super::shared::{Lane, Shared};
+use crate::base::limits::{BRANCHES, LONGEST_SLEEP_NS};
+use crate::shm::spin::{Next, Spinner};
+
+const MOST_LANES: usize = *BRANCHES.end();
+
+/// The lanes that one who waits looks at.
+struct Watch<'s> {
+    shared: &'s Shared,
+    key: RootKey,
+    lanes: [u16; MOST_LANES],
+    count: usize,
+    /// How often hops of the root had got a lane when the list was made.
+    moves: u64,
+    /// The last thing done at the lane was to read it.
+    has_read: bool,
+}
+
+impl<'s> Watch<'s> {
+    #[inline(always)]
+    fn new(shared: &'s Shared, key: RootKey) -> Self {
+        let mut watch = Self { shared, key, lanes: [0; MOST_LANES], count: 0, moves: 0, has_read: false };
+        watch.begin();
+        watch
+    }
+
+    #[inline(always)]
+    fn begin(&mut self) {
+        self.moves = self.shared.correlation.moves(self.key.index);
+        self.count = 0;
+        self.has_read = false;
+        for lane in self.shared.correlation.lanes_of(self.key) {
+            // A place of the list for each hop entry; the same lane twice does no harm, but costs a look.
+            if self.count < MOST_LANES && !self.lanes[..self.count].contains(&lane) {
+                self.lanes[self.count] = lane;
+                self.count += 1;
+            }
+        }
+        self.links().for_each(Link::begin_looking);
+    }
+
+    fn all(&self) -> impl Iterator<Item = &'s Lane> {
+        self.lanes[..self.count].iter().map(|lane| &self.shared.lanes[usize::from(*lane)])
+    }
+
+    fn links(&self) -> impl Iterator<Item = &'s Link> {
+        self.all().filter_map(Lane::link)
+    }
+
+    /// Whether the root has moved on.
+    #[inline(always)]
+    fn is_stale(&self) -> bool {
+        self.shared.correlation.moves(self.key.index) != self.moves
+    }
+
+    /// Reads what is there, or runs what may be run; whether there was anything.
+    #[inline(always)]
+    fn look(&mut self) -> bool {
+        let mut found = false;
+        for lane in self.all() {
+            found |= match lane {
+                Lane::Worker(link) => self.shared.read(link),
+                Lane::Local(local) => local.help(self.shared),
+            };
+        }
+        self.has_read |= found;
+        found
+    }
+
+    /// Leaves the lanes to others.
+    #[inline(always)]
+    fn end(&mut self) {
+        for link in self.links() {
+            // With one lane the fence of the last read is this one's.
+            if self.has_read && self.count == 1 {
+                link.stop_looking_after_read(&self.shared.correlation);
+            } else {
+                link.stop_looking(&self.shared.correlation);
+            }
+            self.shared.arm_for_awaited(link);
+        }
+    }
+
+    #[inline(always)]
+    fn spinner(&self) -> Option<Spinner> {
+        self.links().next().map(|link| link.end.spinner(self.shared.waiting))
+    }
+}
+
+impl Shared {
+    /// Waits until the root has ended; its deadline is watched meanwhile.
+    #[inline]
+    pub fn wait(&self, key: RootKey) {
+        let mut watch = Watch::new(self, key);
+        let mut spinner = watch.spinner();
+        while self.correlation.phase(key) != Phase::Ended {
+            if watch.is_stale() {
+                watch.end();
+                watch.begin();
+                spinner = watch.spinner();
+            }
+            if watch.look() {
+                continue;
+            }
+            let next = match (&mut spinner, watch.links().next()) {
+                (Some(spinner), Some(link)) => spinner.step(link.end.processors()),
+                _ => Next::Sleep,
+            };
+            match next {
+                Next::Look => {}
+                Next::LookAt(now_ns) => {
+                    self.note_clock(now_ns);
+                    self.expire_if_due(key, now_ns);
+                }
+                Next::Sleep => {
+                    self.expire_if_due(key, self.read_clock());
+                    self.sleep(&watch);
+                    watch.begin();
+                    spinner = watch.spinner();
+                }
+            }
+        }
+        if let (Some(spinner), Some(link)) = (&spinner, watch.links().next()) {
+            link.end.end_wait(spinner);
+        }
+        watch.end();
+    }
+
+    #[cold]
+    fn sleep(&self, watch: &Watch<'_>) {
+        let key = watch.key;
+        let deadline_ns = self.correlation.deadline_ns(key.index);
+        let until_ns = if deadline_ns == 0 { u64::MAX } else { deadline_ns };
+        let links: Vec<&Link> = watch.links().collect();
+        if links.is_empty() {
+            return self.sleep_alone(watch, until_ns);
+        }
+        if self.correlation.fall_asleep(key.index) {
+            link::sleep(&links, &self.correlation, &Sleeper::Root(key.index), until_ns, || {
+                self.correlation.phase(key) != Phase::Ended && !watch.is_stale()
+            });
+        }
+        self.correlation.wake_up(key.index);
+    }
+
+    /// Somebody else runs or hands on what the root waits for.
+    fn sleep_alone(&self, watch: &Watch<'_>, until_ns: u64) {
+        let index = watch.key.index;
+        let word = self.correlation.wake_word(index);
+        let expected = word.load();
+        let until_ns = until_ns.min(crate::os::clock::monotonic_ns() + LONGEST_SLEEP_NS);
+        if self.correlation.fall_asleep(index) && !watch.is_stale() {
+            word.wait(expected, Some(until_ns));
+        }
+        self.correlation.wake_up(index);
+    }
+}
