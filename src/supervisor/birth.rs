@@ -25,7 +25,7 @@ use crate::os::poll::readable_within;
 use crate::os::socket::{self, Received, receive_within};
 use crate::plan::error::PlanError;
 use crate::plan::placement::{PlacedGroup, Placement};
-use crate::shm::segment::Created;
+use crate::shm::segment::{Created, SegmentError};
 use crate::wire::bootstrap::{BOOTSTRAP_VERSION, Bundle, BundleGroup, BundleNode, Message, Refusal};
 use crate::wire::geometry::Geometry;
 use crate::wire::segment::{Side, layout_digest};
@@ -62,6 +62,11 @@ impl WorkerSpec<'_> {
     fn system(&self, step: StartStep) -> impl FnOnce(io::Error) -> StartError {
         let group = self.placed().name.clone();
         move |error| StartError::System { group, step, error }
+    }
+
+    fn segment(&self, step: StartStep) -> impl FnOnce(SegmentError) -> StartError {
+        let group = self.placed().name.clone();
+        move |error| StartError::Segment { group, step, error }
     }
 }
 
@@ -167,8 +172,11 @@ impl<'a> Unborn<'a> {
         capture: &Capture,
         begun_ns: u64,
     ) -> Result<Self, StartError> {
-        let request = Created::new(Side::Request, &spec.geometry, spec.incarnation)?;
-        let reply = Created::new(Side::Reply, &spec.geometry, spec.incarnation)?;
+        let create = |side| {
+            let created = Created::new(side, &spec.geometry, spec.incarnation);
+            created.map_err(spec.segment(StartStep::Spawn))
+        };
+        let (request, reply) = (create(Side::Request)?, create(Side::Reply)?);
         let system = |step| spec.system(step);
         let (ours, theirs) = socket::pair().map_err(system(StartStep::Spawn))?;
         socket::set_send_buffer(ours.as_fd(), BUNDLE_BYTES * 2).map_err(system(StartStep::Spawn))?;
@@ -205,7 +213,7 @@ impl<'a> Unborn<'a> {
     fn seal(&mut self) -> Result<(), StartError> {
         self.expect(&Message::Mapped, StartStep::Mapped)?;
         let (request, reply) = self.segments.take().expect("sealed once");
-        reply.close_for_writing()?;
+        reply.close_for_writing().map_err(self.spec.segment(StartStep::Mapped))?;
         self.say(&Message::Sealed.encode(), &[])?;
         self.lane = Some(EngineEnd::new(request.into_view(), reply.into_view(), self.spec.geometry));
         Ok(())

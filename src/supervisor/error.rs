@@ -53,8 +53,15 @@ pub enum StartError {
     #[error("an engine cannot be started inside a worker; call serve_if_worker first in main")]
     InsideWorker,
     /// A segment could not be made.
-    #[error("{0}")]
-    Segment(#[from] SegmentError),
+    #[error("start refused at step {} for group '{group}': {error}", step.name())]
+    Segment {
+        /// The group whose worker was being started.
+        group: String,
+        /// The step.
+        step: StartStep,
+        /// What went wrong.
+        error: SegmentError,
+    },
     /// A node's state could not be built (memory profile).
     #[error("node '{node}' cannot be built: {error}")]
     NotBuilt {
