@@ -15,7 +15,7 @@ use crate::base::resource::Resource;
 pub(crate) struct Edge {
     pub label: String,
     pub to: NodeId,
-    /// Times that one request may cross it; 0: not stated.
+    /// Hops that a path may have with this one; 0: not stated.
     pub max_hops: u16,
 }
 
@@ -121,25 +121,21 @@ impl Placement {
     ///
     /// Edges inside a group are followed as calls. The node's own group is among them only if a hop leads back
     /// into it. How many hops are allowed is not looked at.
-    #[allow(dead_code)] // not yet asked by the engine
     pub fn reach(&self, node: NodeId) -> &[GroupId] {
         self.reach.get(usize::from(node.0)).map_or(&[], Vec::as_slice)
     }
 
     /// Whether groups hand on to each other in a circle. Such a plan cannot be run in order.
-    #[allow(dead_code)] // not yet asked by the engine
     pub fn has_circle(&self) -> bool {
         circle(&self.group_graph(|_| true)).is_some()
     }
 
     /// Worker processes of all groups: as many lanes.
-    #[allow(dead_code)] // not yet asked by the engine
     pub fn workers(&self) -> usize {
         self.groups.iter().map(|group| usize::from(group.workers())).sum()
     }
 
     /// Groups for which it is not promised that both profiles give the same bytes, each in a sentence.
-    #[allow(dead_code)] // not yet asked by the engine
     pub fn notes(&self) -> Vec<String> {
         let open = self.groups.iter().filter(|group| group.processes > 1 && !group.keyed && !group.stateless);
         let note = |group: &PlacedGroup| {

@@ -186,8 +186,9 @@ impl Plan {
         self
     }
 
-    /// Of the last edge: one request crosses it at most so many times, 1 to 1,024. An edge of every circle of
-    /// groups must state it.
+    /// Of the last edge: a request that goes along it has made at most so many hops on its path, this one and the
+    /// first into a group included, 1 to 1,024; beyond that it fails. An edge of every circle of groups must state
+    /// it.
     pub fn max_hops(mut self, count: usize) -> Self {
         match self.edges.last_mut() {
             Some(edge) => edge.twice |= edge.max_hops.replace(count).is_some(),
