@@ -5,8 +5,9 @@
 //! Cases: `limit` is a bare ping-pong of two cache lines each way between two threads (two, because a
 //! slot with 64 bytes of payload takes two); `handoff` is `call` of an echo node in a real worker process, a
 //! deadline and a caller's id on each request, every reply checked. Both run interleaved, pinned to two
-//! processors; then the hand-off with both sides on one processor, and unpinned. Figures are p50/p99/p99.9/max
-//! of each round in ns, and the median of the rounds' ratios.
+//! processors; then the hand-off to one of 64 workers beside that to the only one; then with both sides on one
+//! processor, and unpinned. Figures are p50/p99/p99.9/max of each round in ns, and the median of the rounds'
+//! ratios.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -34,6 +35,7 @@ fn main() {
     println!("processors {processors}, rounds {rounds}, samples {samples} each");
     if processors >= 2 {
         pinned_apart(&app, rounds, samples);
+        one_of_many(&app, rounds, samples / 4);
     } else {
         println!("one processor: nothing to measure apart");
     }
@@ -62,15 +64,30 @@ fn pinned_apart(app: &App, rounds: usize, samples: usize) {
             let handoff = report(&format!("handoff, {name}"), bench.run(samples));
             ratios.push(handoff as f64 / limit as f64);
         }
-        ratios.sort_by(f64::total_cmp);
         unpin(2);
-        println!(
-            "ratio of p50, {name}: median {:.2}, {:.2} to {:.2}",
-            ratios[ratios.len() / 2],
-            ratios[0],
-            ratios[ratios.len() - 1]
-        );
+        print_ratios(name, ratios);
     }
+}
+
+fn print_ratios(name: &str, mut ratios: Vec<f64>) {
+    ratios.sort_by(f64::total_cmp);
+    let median = ratios[ratios.len() / 2];
+    println!("ratio of p50, {name}: median {median:.2}, {:.2} to {:.2}", ratios[0], ratios[ratios.len() - 1]);
+}
+
+/// One active worker of 64, the others asleep.
+fn one_of_many(app: &App, rounds: usize, samples: usize) {
+    let one = Bench::start(app, Waiting::Adaptive, Some(1));
+    let many = Bench::start_of(app, 64, Waiting::Adaptive, Some(1));
+    let mut ratios = Vec::new();
+    for _ in 0..rounds {
+        pin(0);
+        let one = report("1 of 1, adaptive", one.run(samples));
+        let many = report("1 of 64, adaptive", many.run(samples));
+        ratios.push(many as f64 / one as f64);
+    }
+    unpin(2);
+    print_ratios("1 of 64 beside 1 of 1", ratios);
 }
 
 struct Bench {
@@ -80,7 +97,12 @@ struct Bench {
 
 impl Bench {
     fn start(app: &App, waiting: Waiting, pin: Option<usize>) -> Self {
-        let builder = app.engine(Plan::new().group("echo", ["echo"])).waiting(waiting);
+        Self::start_of(app, 1, waiting, pin)
+    }
+
+    fn start_of(app: &App, processes: usize, waiting: Waiting, pin: Option<usize>) -> Self {
+        let plan = Plan::new().group("echo", ["echo"]).stateless().processes(processes);
+        let builder = app.engine(plan).waiting(waiting);
         let builder = if let Some(processor) = pin { builder.pin(processor) } else { builder };
         let engine = builder.start().expect("the engine starts");
         let echo = engine.node("echo").expect("the plan has it");

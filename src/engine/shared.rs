@@ -168,8 +168,16 @@ impl Shared {
         if let Some(key) = key {
             return first + (spread(key) % processes as u64) as usize;
         }
-        let live = (first..first + processes).filter(|lane| self.lanes[*lane].is_live());
-        live.min_by_key(|lane| self.lanes[*lane].load()).unwrap_or(first)
+        let mut least = (u64::MAX, first);
+        for lane in first..first + processes {
+            if self.lanes[lane].is_live() {
+                least = least.min((self.lanes[lane].load(), lane));
+            }
+            if least.0 == 0 {
+                break;
+            }
+        }
+        least.1
     }
 
     /// The largest request.

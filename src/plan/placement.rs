@@ -131,6 +131,7 @@ impl Placement {
     }
 
     /// Worker processes of all groups: as many lanes.
+    #[cfg(feature = "testing")]
     pub fn workers(&self) -> usize {
         self.groups.iter().map(|group| usize::from(group.workers())).sum()
     }
