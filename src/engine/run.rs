@@ -71,6 +71,7 @@ struct Manner<T> {
     deadline: Deadline,
     on_error: OnError,
     key: Option<KeyOf<T>>,
+    asks_again: bool,
 }
 
 impl<'e, I: Iterator> RunBuilder<'e, I>
@@ -84,6 +85,7 @@ where
             deadline: Deadline::Never,
             on_error: OnError::default(),
             key: None,
+            asks_again: false,
         };
         Self { engine, target, inputs, manner }
     }
@@ -103,6 +105,16 @@ where
     /// What to do when an input fails. Default: [`OnError::Stop`].
     pub fn on_error(mut self, on_error: OnError) -> Self {
         self.manner.on_error = on_error;
+        self
+    }
+
+    /// Takes a `None` of the inputs for "none for now": each further item asks them again. For inputs that come
+    /// by themselves, as those of [`try_iter`](std::sync::mpsc::Receiver::try_iter).
+    ///
+    /// The run gives `None` when it has nothing in flight and there is no input for now; it may give more after
+    /// that. Default: the first `None` of the inputs is their end.
+    pub fn ask_again(mut self) -> Self {
+        self.manner.asks_again = true;
         self
     }
 
@@ -190,7 +202,7 @@ where
     fn fill(&mut self) {
         while !self.is_over && self.flights.len() < self.manner.window && self.has_room() {
             let Some(input) = self.inputs.next() else {
-                self.is_over = true;
+                self.is_over = !self.manner.asks_again;
                 return;
             };
             let number = self.sent;
