@@ -364,3 +364,59 @@ impl Shared {
         self.wake(wakes);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::base::failure::NodeError;
+    use crate::engine::EngineBuilder;
+    use crate::node::registry::Registry;
+    use crate::node::{Node, Output, Request};
+    use crate::plan::plan::Plan;
+    use crate::plan::settings::Profile;
+
+    struct Echo;
+
+    impl Node for Echo {
+        fn handle(&mut self, request: &Request<'_>, output: &mut Output<'_>) -> Result<(), NodeError> {
+            Ok(output.reply(request.payload())?)
+        }
+    }
+
+    fn engine() -> Engine {
+        let mut registry = Registry::default();
+        registry.add(["echo".to_owned()], Arc::new(|| Ok(Box::new(Echo) as Box<dyn Node>)));
+        let plan = Plan::new().group("g", ["echo"]);
+        EngineBuilder::new(registry, plan).profile(Profile::Memory).start().unwrap()
+    }
+
+    #[test]
+    fn order_01_inputs_that_come_by_themselves_feed_one_run() {
+        let engine = engine();
+        let (sender, inputs) = channel::<Vec<u8>>();
+        let run = engine.run(engine.node("echo").unwrap(), inputs.try_iter()).window(2).ask_again();
+        let mut run = run.start().unwrap();
+        let mut number = 0;
+        for pause in 0..3 {
+            assert!(run.next().is_none(), "pause {pause}");
+            (0..5).for_each(|input| sender.send(vec![pause, input]).unwrap());
+            for input in 0..5 {
+                let (found, reply) = run.next().unwrap();
+                assert_eq!((found, &*reply.unwrap().bytes()), (number, &[pause, input][..]));
+                number += 1;
+            }
+        }
+    }
+
+    #[test]
+    fn order_01_the_first_none_is_the_end_where_nothing_else_is_stated() {
+        let engine = engine();
+        let (sender, inputs) = channel::<Vec<u8>>();
+        let mut run = engine.run(engine.node("echo").unwrap(), inputs.try_iter()).start().unwrap();
+        assert!(run.next().is_none());
+        sender.send(Vec::new()).unwrap();
+        assert!(run.next().is_none());
+    }
+}
