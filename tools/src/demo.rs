@@ -26,7 +26,7 @@ use crate::summary::{SideSummary, Summary};
 /// Lines kept for the hand-offs one at a time, and how many of those are made.
 const KEPT_LINES: usize = 256;
 const KEPT_LINE_BYTES: usize = 4096;
-const ALONE: usize = 2000;
+const ALONE: usize = 1000;
 
 /// How to run the demonstration.
 #[derive(Args, Debug)]
