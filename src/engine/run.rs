@@ -158,9 +158,10 @@ where
             shared.runs.fetch_add(1, Ordering::SeqCst);
             Arc::new(InOrder::new(Arc::clone(&shared.reach)))
         });
+        let lanes = if order.is_some() { shared.lanes_from(self.target) } else { Box::default() };
         let Self { engine, target, inputs, manner } = self;
         let flights = VecDeque::with_capacity(window);
-        Ok(Run { engine, target, inputs, manner, order, flights, sent: 0, taken: 0, is_over: false })
+        Ok(Run { engine, target, inputs, manner, order, lanes, flights, sent: 0, taken: 0, is_over: false })
     }
 }
 
@@ -181,6 +182,8 @@ pub struct Run<'e, I: Iterator> {
     manner: Manner<I::Item>,
     /// None where the ring itself keeps the order.
     order: Option<Arc<InOrder>>,
+    /// Those that its frames can enter; empty where there is but one.
+    lanes: Box<[u16]>,
     /// The oldest first; it has number `taken`.
     flights: VecDeque<Flight>,
     sent: u64,
@@ -243,7 +246,7 @@ where
         match flight {
             Flight::Refused(error) => Err(error),
             Flight::Pending(pending) => {
-                self.engine.shared().wait(pending.key());
+                self.engine.shared().wait_in_run(pending.key(), &self.lanes);
                 self.leave_order(number, &pending);
                 pending.wait()
             }
@@ -304,6 +307,14 @@ impl<I: Iterator> Drop for Run<'_, I> {
 }
 
 impl Shared {
+    /// The lanes that a request to this node can enter, the first group's first.
+    fn lanes_from(&self, target: NodeId) -> Box<[u16]> {
+        let groups =
+            std::iter::once(self.group_of(target)).chain(self.placement.reach(target).iter().copied());
+        let routes = groups.map(|group| self.routes[usize::from(group.0)]);
+        routes.flat_map(|route| route.first..route.first + route.processes).collect()
+    }
+
     /// Whether a request to this node might have to wait for room now.
     fn is_full(&self, target: NodeId) -> bool {
         let route = self.routes[usize::from(self.group_of(target).0)];
