@@ -4,5 +4,6 @@
 //! the rule.
 
 pub mod budget;
+pub mod loopback;
 pub mod placement;
 pub mod settings;
