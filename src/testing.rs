@@ -1,8 +1,8 @@
 //! For tests only: what the public way rightly keeps shut.
 //!
 //! [`Table`] is the correlation table with time as an argument; [`serve_raw_if_worker`] makes a worker that is
-//! born like any other and may then write what it likes into its lane; the rest addresses nodes that an
-//! honest plan does not have. Nothing in here is covered by the promise of stable interfaces.
+//! born like any other and may then write what it likes into its lane; [`doorbell`] is the control connection
+//! by itself; the rest addresses nodes that an honest plan does not have. Nothing in here is covered by the promise of stable interfaces.
 
 use crate::base::sync::{AtomicU64, Ordering, fence};
 
@@ -42,6 +42,21 @@ pub fn ring_positions(engine: &Engine) -> Option<(u64, u64)> {
 /// Whether the worker has begun the request that was sent as number `position`, counted from 0.
 pub fn has_begun(engine: &Engine, position: u64) -> bool {
     engine.has_begun(position)
+}
+
+// ---- the doorbell ----
+
+/// The doorbell by itself: both ends, with time as an argument.
+pub mod doorbell {
+    pub use crate::auth::{CREDENTIALS_BYTES, Credentials, Life, SECRET_BYTES, Secret};
+    pub use crate::doorbell::{
+        CallError, Caller, Connection, Ended, EngineSession, EngineTerms, Listener, Order, Reject, Rejects,
+        Report, Session, Timing, Turn, WorkerSession, WorkerTerms,
+    };
+    pub use crate::os::clock::monotonic_ns;
+    pub use crate::os::poll::Poller;
+    pub use crate::os::random;
+    pub use crate::plan::loopback::Loopback;
 }
 
 // ---- a lying worker ----
