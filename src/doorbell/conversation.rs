@@ -261,6 +261,44 @@ fn sec_ipc_03_an_engine_that_was_paused_for_long_blames_nobody() {
 }
 
 #[test]
+fn sec_ipc_03_an_answer_that_came_too_late_is_given_again() {
+    // Each message of these crosses a pause of its reader, and is old when it is read.
+    let lost = |pair: &mut Pair, side, kind| {
+        let said = match side {
+            Side::Engine => pair.engine_says(),
+            Side::Worker => pair.worker_says(),
+        };
+        let said = said.expect("it is due");
+        assert_eq!(kind_of(&said), kind);
+        pair.later(TTL + 1);
+        assert_eq!(pair.hears(receiver(kind), &said), Ok(()));
+        assert_eq!(pair.take_events(), (vec![], vec![]), "dropped");
+    };
+    let mut pair = Pair::ready();
+    pair.take_events();
+    pair.engine.go();
+    lost(&mut pair, Side::Engine, Kind::Go);
+    pair.pump();
+    assert_eq!(pair.take_events().1, [Order::Go]);
+
+    pair.engine.drain(pair.now_ns);
+    pair.pump();
+    pair.take_events();
+    pair.worker.drained();
+    lost(&mut pair, Side::Worker, Kind::Drained);
+    pair.pump();
+    assert!(pair.take_events().0.contains(&Report::Drained));
+
+    pair.engine.stop(pair.now_ns);
+    pair.pump();
+    pair.take_events();
+    pair.worker.stopped();
+    lost(&mut pair, Side::Worker, Kind::Stopped);
+    pair.pump();
+    assert!(pair.take_events().0.contains(&Report::Stopped));
+}
+
+#[test]
 fn a_drain_lets_a_worker_go_that_missed_its_go() {
     let mut pair = Pair::ready();
     pair.engine.go();
