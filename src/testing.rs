@@ -2,8 +2,8 @@
 //!
 //! [`Table`] is the correlation table with time as an argument; [`Births`] starts the workers of a plan without
 //! an engine; [`serve_raw_if_worker`] makes a worker that is born like any other and may then write what it
-//! likes into its lane; the rest addresses nodes that an honest plan does not have. Nothing in here is covered
-//! by the promise of stable interfaces.
+//! likes into its lane; [`doorbell`] is the control connection by itself; the rest addresses nodes that an honest
+//! plan does not have. Nothing in here is covered by the promise of stable interfaces.
 
 mod births;
 
@@ -47,6 +47,21 @@ pub fn ring_positions(engine: &Engine) -> Option<(u64, u64)> {
 /// Whether the worker has begun the request that was sent as number `position`, counted from 0.
 pub fn has_begun(engine: &Engine, position: u64) -> bool {
     engine.has_begun(position)
+}
+
+// ---- the doorbell ----
+
+/// The doorbell by itself: both ends, with time as an argument.
+pub mod doorbell {
+    pub use crate::auth::{CREDENTIALS_BYTES, Credentials, Life, SECRET_BYTES, Secret};
+    pub use crate::doorbell::{
+        CallError, Caller, Connection, Ended, EngineSession, EngineTerms, Listener, Order, Reject, Rejects,
+        Report, Session, Timing, Turn, WorkerSession, WorkerTerms,
+    };
+    pub use crate::os::clock::monotonic_ns;
+    pub use crate::os::poll::Poller;
+    pub use crate::os::random;
+    pub use crate::plan::loopback::Loopback;
 }
 
 // ---- a lying worker ----
