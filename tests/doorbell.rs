@@ -29,6 +29,7 @@ fn main() {
         Ok("forgetful") => forgetful(),
         _ => {}
     }
+    common::app().serve_if_worker();
     common::run(tests![
         sec_ipc_01_a_worker_process_is_let_go_drained_and_stopped,
         sec_ipc_03_a_worker_paused_for_longer_than_a_message_lives_obeys,
@@ -472,12 +473,14 @@ fn sec_ipc_09_a_flood_does_not_hinder_a_start() {
 // ---- secrets ----
 
 fn key_ipc_02_a_static_secret_says_so() {
-    let secret = Secret::take(&mut [5; SECRET_BYTES]);
-    let fresh = Listener::open(Loopback::default(), credentials()).expect("it listens");
-    let fixed = Credentials::with_static(&secret, random::fill).expect("random bytes");
-    let fixed = Listener::open(Loopback::default(), fixed).expect("it listens");
-    let is_static = |listener: &Listener| listener.credentials().map(Credentials::is_static);
-    assert_eq!((is_static(&fresh), is_static(&fixed)), (Some(false), Some(true)));
+    let (fresh, _) = common::start(&["echo"]);
+    let (fixed, echo) =
+        common::started(common::engine(&["echo"]).development_secret(&[5; SECRET_BYTES]), "echo");
+    assert!(fixed.call(echo, b"works", common::far()).is_ok());
+    let says_so = |engine: &handbell::Engine| engine.summary().to_string().contains("DEVELOPMENT");
+    assert_eq!((says_so(&fresh), says_so(&fixed)), (false, true));
+    common::stop(&fresh);
+    common::stop(&fixed);
 }
 
 /// The secret that [`forgetful`] forgets, so written that this program's file does not contain it.

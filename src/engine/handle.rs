@@ -14,6 +14,7 @@ use super::stop::{Drain, Life, StopReport};
 use super::summary::Summary;
 use crate::base::clock::Deadline;
 use crate::base::ids::NodeId;
+use crate::doorbell::{Reject, Rejects};
 
 /// A name that no node of the plan has.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -109,6 +110,13 @@ impl Engine {
     /// The newest 256 ends and drops, oldest first.
     pub fn events(&self) -> Vec<Event> {
         self.shared().correlation.events()
+    }
+
+    /// What the workers' doorbells have refused since the start: each reason by its stable name, with how often.
+    pub fn doorbell_rejects(&self) -> Vec<(&'static str, u64)> {
+        let mut sum = Rejects::default();
+        self.life.workers.iter().for_each(|worker| sum.add(&worker.rejects()));
+        Reject::ALL.iter().map(|reason| (reason.name(), sum.of(*reason))).collect()
     }
 
     /// Ends the engine: refuses new requests, waits for what is in flight, fails what remains with category

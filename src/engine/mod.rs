@@ -8,7 +8,7 @@
 //! forward.rs    the way on, from group to group       run.rs       streams           in_order.rs their frames held
 //! order.rs      which frame may enter a group
 //! shared.rs     what all of it works on               link.rs      a worker's lane   local.rs    one without worker
-//! thread.rs     the last of those who wait
+//! thread.rs     the last of those who wait            ward.rs      a worker in its care
 //! correlation/  every request ends exactly once
 //! ```
 
@@ -32,6 +32,7 @@ mod stop;
 mod summary;
 mod thread;
 mod wait;
+mod ward;
 
 pub use bell::EventBell;
 pub use builder::EngineBuilder;

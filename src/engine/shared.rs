@@ -19,6 +19,7 @@ use crate::base::waiting::Waiting;
 use crate::os::clock;
 use crate::os::poll::EventFd;
 use crate::plan::placement::Placement;
+use crate::supervisor::Listener;
 use crate::wire::geometry::Geometry;
 
 /// Deadlines this far away are counted from the coarse clock.
@@ -130,6 +131,8 @@ pub(super) struct Shared {
     /// Workers are being stopped: an exit is no failure.
     pub stopping_workers: AtomicBool,
     pub exits: Exits,
+    /// Who is told of what happens to workers.
+    pub listener: Option<Listener>,
     pub runner: Runner,
 }
 

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::builder::EngineBuilder;
 use super::correlation::{Correlation, Sizes, Source};
@@ -25,9 +26,10 @@ use crate::os::poll::EventFd;
 use crate::os::{child, clock, cpu, limits, random};
 use crate::plan::budget::{self, Supply};
 use crate::plan::error::PlanError;
+use crate::plan::loopback::Loopback;
 use crate::plan::placement::Placement;
 use crate::plan::settings::Profile;
-use crate::supervisor::{self, Capture, StartError, StartStep, Started, Worker, WorkerSpec};
+use crate::supervisor::{self, Capture, Patience, StartError, StartStep, Started, Worker, WorkerSpec};
 use crate::wire::geometry::Geometry;
 
 /// Starts what the builder states.
@@ -62,7 +64,7 @@ pub(super) fn start(builder: EngineBuilder) -> Result<Engine, StartError> {
     std::mem::forget(abandoned);
     let pids: Vec<i32> = workers.iter().map(|worker| worker.pid()).collect();
     let life = Life {
-        summary: Summary::of(&builder.settings, &shared, &pids),
+        summary: Summary::of(&builder.settings, &shared, &pids, builder.secret.is_some()),
         shared,
         workers,
         term_timeout: builder.settings.term_timeout,
@@ -105,6 +107,12 @@ impl Start<'_> {
         groups.map(|(number, group)| (GroupId(number as u16), group.processes))
     }
 
+    /// The lane of one process.
+    fn lane_of(&self, group: GroupId, process: u16) -> u16 {
+        let before = self.groups().take_while(|(before, _)| *before != group);
+        before.map(|(_, processes)| processes).sum::<u16>() + process
+    }
+
     fn is_local(&self, group: GroupId) -> bool {
         self.in_memory || self.placement.groups[usize::from(group.0)].local
     }
@@ -114,8 +122,14 @@ impl Start<'_> {
         let settings = &self.builder.settings;
         let processes = self.groups().filter(|(group, _)| !self.is_local(*group));
         let processes = processes.flat_map(|(group, count)| (0..count).map(move |process| (group, process)));
+        let doorbell = Loopback::check("doorbell_address", settings.doorbell_address)?;
+        let grace_ms = (settings.term_timeout / 2).as_millis().min(u128::from(u32::MAX)) as u32;
         let specs: Vec<WorkerSpec<'_>> = processes
             .map(|(group, process)| WorkerSpec {
+                worker: self.lane_of(group, process),
+                doorbell,
+                secret: self.builder.secret.as_deref(),
+                stop_grace_ms: grace_ms,
                 group,
                 process,
                 placement: self.placement,
@@ -127,6 +141,7 @@ impl Start<'_> {
                 start_timeout: settings.start_timeout,
                 bell: bell.as_fd(),
                 sink: self.builder.sink.clone(),
+                listener: self.builder.listener.clone(),
             })
             .collect();
         if specs.is_empty() {
@@ -215,6 +230,7 @@ impl Start<'_> {
             ending: AtomicBool::new(false),
             stopping_workers: AtomicBool::new(false),
             exits: Exits::default(),
+            listener: self.builder.listener.clone(),
             runner: Runner::default(),
         })
     }
@@ -234,7 +250,12 @@ impl Start<'_> {
             let name = std::thread::Builder::new().name("handbell-runner".into());
             threads.push(name.spawn(run).map_err(&refused)?);
         }
-        let thread = EngineThread::new(Arc::clone(shared), workers).map_err(&refused);
+        let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let patience = Patience {
+            heartbeat_timeout_ns: ns(self.builder.settings.heartbeat_timeout),
+            hung_after_ns: ns(self.builder.settings.hung_after),
+        };
+        let thread = EngineThread::new(Arc::clone(shared), workers, patience).map_err(&refused);
         let name = std::thread::Builder::new().name("handbell-engine".into());
         match thread.and_then(|thread| name.spawn(move || thread.run()).map_err(&refused)) {
             Ok(thread) => threads.push(thread),

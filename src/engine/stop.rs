@@ -87,6 +87,7 @@ impl Life {
         let Some(parts) = self.parts.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return StopReport::default();
         };
+        self.workers.iter().for_each(|worker| worker.tell_to_drain());
         self.drain(drain);
         let cut_off = self.cut_off();
         self.end_workers();

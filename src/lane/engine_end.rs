@@ -288,6 +288,20 @@ impl EngineEnd {
         self.reply.load_acquire(reply::STARTED) > position
     }
 
+    /// What the worker says that it executes: position, the deadline that it was sent with (0 = none), and node
+    /// calls so far. None if it says that it executes nothing, or something impossible.
+    pub fn executing(&self) -> Option<(u64, u64, u64)> {
+        let position = self.reply.load_acquire(reply::STARTED).checked_sub(1)?;
+        let finished = self.reply.load_acquire(reply::FINISHED);
+        let freed = self.freed.0.load(Ordering::Acquire);
+        if finished > position || position < freed || position >= self.head.0.load(Ordering::Acquire) {
+            return None;
+        }
+        // Ours, and left alone until its LAST has been read.
+        let deadline_ns = self.request_ring.envelope(&self.request, position).deadline_ns;
+        Some((position, deadline_ns, self.reply.load(reply::PROGRESS)))
+    }
+
     // ---- reading ----
 
     /// Next reply position.

@@ -105,6 +105,8 @@ pub(crate) fn cause_to_word(cause: Cause) -> u64 {
         Cause::Killed(KilledFor::ConnectionLost) => (4, 0),
         Cause::Killed(KilledFor::StopOverrun) => (5, 0),
         Cause::Stopped => (6, 0),
+        Cause::Killed(KilledFor::HeartbeatLost { silence_ms }) => (8, silence_ms),
+        Cause::Killed(KilledFor::Hung) => (9, 0),
         Cause::Execution { class, code } => (7 | u64::from(class as u16) << 8, code),
     };
     kind | u64::from(number) << 32
@@ -121,6 +123,8 @@ pub(crate) fn cause_from_word(word: u64) -> Cause {
         4 => Cause::Killed(KilledFor::ConnectionLost),
         5 => Cause::Killed(KilledFor::StopOverrun),
         6 => Cause::Stopped,
+        8 => Cause::Killed(KilledFor::HeartbeatLost { silence_ms: number }),
+        9 => Cause::Killed(KilledFor::Hung),
         _ => {
             let class = ExecutionClass::from_code((word >> 8) as u16).unwrap_or(ExecutionClass::NodeError);
             Cause::Execution { class, code: number }
@@ -140,6 +144,8 @@ mod tests {
             Cause::Signal(9),
             Cause::Killed(KilledFor::ConnectionLost),
             Cause::Killed(KilledFor::StopOverrun),
+            Cause::Killed(KilledFor::HeartbeatLost { silence_ms: 10_000 }),
+            Cause::Killed(KilledFor::Hung),
             Cause::Stopped,
             Cause::Execution { class: ExecutionClass::NoRoom, code: u32::MAX },
         ];
