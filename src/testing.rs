@@ -330,7 +330,7 @@ impl Table {
 
     /// Ends everything; the ids in the order in which they ended.
     pub fn end_all(&self, cause: Cause, now_ns: u64) -> Vec<TraceId> {
-        self.ids(self.correlation.end_all_of(SOURCE, cause, now_ns, |_, _| false))
+        self.ids(self.correlation.end_all_of(SOURCE, false, cause, now_ns, |_, _| false))
     }
 
     fn ids(&self, ended: Vec<EndedRoot>) -> Vec<TraceId> {

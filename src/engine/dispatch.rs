@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
-use super::correlation::{Admission, Admitted, Phase, Refused};
+use super::correlation::{Admission, Admitted, Phase, Refused, Source};
 use super::forward::Wakes;
 use super::link::{self, Link, Sleeper};
 use super::shared::{Lane, Shared};
@@ -38,8 +38,8 @@ pub(super) struct Outbound {
 /// Its payload.
 pub(super) enum Payload<'a> {
     Bytes(&'a [u8]),
-    /// Written in place; the first so many bytes of it.
-    Block(Block, usize),
+    /// Written in place, in this worker's lane; the first so many bytes of it.
+    Block(Source, Block, usize),
     /// Written in private memory, to be copied behind the envelope; the first so many bytes of it.
     Staged(Box<[u8]>, usize),
 }
@@ -48,14 +48,25 @@ impl Payload<'_> {
     pub fn len(&self) -> usize {
         match self {
             Self::Bytes(bytes) => bytes.len(),
-            Self::Block(_, len) | Self::Staged(_, len) => *len,
+            Self::Block(_, _, len) | Self::Staged(_, len) => *len,
+        }
+    }
+
+    /// A loan whose worker has died since is sent to the successor from private memory.
+    #[inline(always)]
+    fn without_block_of_another(self, source: Source) -> Self {
+        match self {
+            Self::Block(of, block, len) if of != source => {
+                Self::Staged(block[..len].to_vec().into_boxed_slice(), len)
+            }
+            payload => payload,
         }
     }
 
     pub fn into_vec(self) -> Vec<u8> {
         match self {
             Self::Bytes(bytes) => bytes.to_vec(),
-            Self::Block(block, len) => block[..len].to_vec(),
+            Self::Block(_, block, len) => block[..len].to_vec(),
             Self::Staged(bytes, len) => {
                 let mut bytes = bytes.into_vec();
                 bytes.truncate(len);
@@ -67,7 +78,8 @@ impl Payload<'_> {
 
 /// Where a loan's bytes are.
 pub(super) enum Buffer {
-    Block(Block),
+    /// In this worker's lane.
+    Block(Source, Block),
     Staged(Box<[u8]>),
 }
 
@@ -97,7 +109,7 @@ impl Shared {
         }
         let lane = outbound.lane.map_or_else(|| self.lane_for(group, outbound.key), usize::from);
         match &self.lanes[lane] {
-            Lane::Worker(link) => self.submit_to_lane(link, group, outbound, payload),
+            Lane::Worker(seat) => self.submit_to_lane(seat.link(), group, outbound, payload),
             Lane::Local(local) => local.submit(&self.correlation, outbound, payload),
         }
     }
@@ -125,15 +137,27 @@ impl Shared {
         payload: Payload<'a>,
     ) -> Result<Admitted, NotTaken<'a>> {
         if !link.is_live() {
-            return Err(NotTaken::Failed(self.dead(link, group)));
+            // It waits for the successor, like what is there already.
+            let refused = if link.is_lost() {
+                NotTaken::Failed(self.dead(link, group))
+            } else {
+                NotTaken::Busy(payload)
+            };
+            return Err(refused);
         }
+        let payload = payload.without_block_of_another(link.source);
         // What comes from other groups goes first.
         if link.forwards.waiting() != 0 {
             return Err(NotTaken::Busy(payload));
         }
         link.end.prepare();
-        let outgoing = match &payload {
-            Payload::Bytes(bytes) if bytes.len() > link.end.inline_bytes() => {
+        let in_memory = match &payload {
+            Payload::Bytes(bytes) => bytes,
+            Payload::Staged(bytes, len) => &bytes[..*len],
+            Payload::Block(..) => &[],
+        };
+        let outgoing = match in_memory {
+            bytes if bytes.len() > link.end.inline_bytes() => {
                 let Ok(mut block) = link.end.arena().take(bytes.len()) else {
                     return Err(NotTaken::Busy(payload));
                 };
@@ -179,7 +203,7 @@ impl Shared {
         };
         let staged;
         let outgoing = match (outgoing, payload) {
-            (Some((block, len)), _) | (None, Payload::Block(block, len)) => Outgoing::Block(block, len),
+            (Some((block, len)), _) | (None, Payload::Block(_, block, len)) => Outgoing::Block(block, len),
             (None, Payload::Bytes(bytes)) => Outgoing::Inline(bytes),
             (None, Payload::Staged(bytes, len)) => {
                 staged = bytes;
@@ -257,7 +281,7 @@ impl Shared {
             if try_again() {
                 break Ok(());
             }
-            if !self.lanes[lane].is_live() {
+            if self.lanes[lane].is_lost() {
                 break Err(NotTaken::Failed(self.dead(link, group)));
             }
             if self.stopping.load(Ordering::SeqCst) {
@@ -305,7 +329,7 @@ impl Shared {
                 links.push(link);
             }
             link::sleep(&links, &self.correlation, &Sleeper::Room(Arc::clone(word)), until_ns, || {
-                link.is_live()
+                !link.is_lost()
                     && !self.stopping.load(Ordering::SeqCst)
                     && self.room_made.load(Ordering::SeqCst) == seen
             });
@@ -337,7 +361,8 @@ impl Shared {
         let mut found = false;
         for lane in &self.lanes {
             found |= match lane {
-                Lane::Worker(link) => {
+                Lane::Worker(seat) => {
+                    let link = seat.link();
                     let read = self.read(link);
                     if read {
                         link.stop_looking_after_read(&self.correlation);
@@ -380,7 +405,7 @@ impl Shared {
             block = link.end.arena().take(len).ok();
             block.is_some()
         })?;
-        Ok(Buffer::Block(block.expect("there is room")))
+        Ok(Buffer::Block(link.source, block.expect("there is room")))
     }
 
     /// A loan from this lane is over: sent, or given back.

@@ -14,7 +14,7 @@ use super::stop::{Drain, Life, StopReport};
 use super::summary::Summary;
 use crate::base::clock::Deadline;
 use crate::base::ids::NodeId;
-use crate::doorbell::{Reject, Rejects};
+use crate::doorbell::Reject;
 
 /// A name that no node of the plan has.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -92,6 +92,11 @@ impl Engine {
         &self.life.summary
     }
 
+    /// The workers' processes as they are now, in the order of groups; the start summary has those of the start.
+    pub fn worker_pids(&self) -> Vec<i32> {
+        self.shared().workers.lock().living.values().map(|worker| worker.pid()).collect()
+    }
+
     /// The counters, summed over all lanes.
     pub fn counters(&self) -> Counters {
         self.shared().correlation.all_counters()
@@ -114,8 +119,9 @@ impl Engine {
 
     /// What the workers' doorbells have refused since the start: each reason by its stable name, with how often.
     pub fn doorbell_rejects(&self) -> Vec<(&'static str, u64)> {
-        let mut sum = Rejects::default();
-        self.life.workers.iter().for_each(|worker| sum.add(&worker.rejects()));
+        let roll = self.shared().workers.lock();
+        let mut sum = roll.rejects;
+        roll.living.values().for_each(|worker| sum.add(&worker.rejects()));
         Reject::ALL.iter().map(|reason| (reason.name(), sum.of(*reason))).collect()
     }
 

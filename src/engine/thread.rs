@@ -5,8 +5,8 @@
 //! (`ward.rs`). While nobody leaves it anything it wakes for heartbeats and a look each half second.
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use super::shared::Shared;
 use super::ward::Ward;
@@ -40,11 +40,10 @@ impl EngineThread {
         poller.add(shared.bell.as_fd(), BELL)?;
         let mut wards = Vec::new();
         for (worker, link) in workers.iter().zip(shared.links()) {
-            let token = FIRST_PIDFD + TOKENS * wards.len() as u64;
-            poller.add(worker.pidfd(), token)?;
-            poller.add(worker.socket(), token + 1)?;
-            worker.with_doorbell(|doorbell| poller.add(doorbell, token + 2)).transpose()?;
-            wards.push(Ward::new(link.source.lane, Arc::clone(worker), patience));
+            let restart = shared.placement.groups[usize::from(link.group.0)].restart;
+            let ward = Ward::new(link.source.lane, Arc::clone(worker), patience, restart);
+            ward.watch(&poller, FIRST_PIDFD + TOKENS * wards.len() as u64)?;
+            wards.push(ward);
         }
         Ok(Self { shared, poller, wards, quiet_ticks: 0, armed_ns: 0 })
     }
@@ -73,9 +72,21 @@ impl EngineThread {
                     _ => ward.hear(&shared),
                 }
             }
+            self.settle_revivals();
             let now_ns = clock::monotonic_ns();
             self.wards.iter_mut().for_each(|ward| ward.look(&shared, now_ns));
             self.look_after();
+        }
+    }
+
+    fn settle_revivals(&mut self) {
+        let revived =
+            std::mem::take(&mut *self.shared.revived.lock().unwrap_or_else(PoisonError::into_inner));
+        for (lane, result) in revived {
+            let number =
+                self.wards.iter().position(|ward| ward.lane() == lane).expect("a ward for each worker");
+            let token = FIRST_PIDFD + TOKENS * number as u64;
+            self.wards[number].settle_revival(&self.shared, &self.poller, token, result);
         }
     }
 

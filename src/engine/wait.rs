@@ -65,7 +65,7 @@ impl<'s> Watch<'s> {
         let mut found = false;
         for lane in self.all() {
             found |= match lane {
-                Lane::Worker(link) => self.shared.read(link),
+                Lane::Worker(seat) => self.shared.read(seat.link()),
                 Lane::Local(local) => local.help(self.shared),
             };
         }

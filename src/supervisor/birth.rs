@@ -8,6 +8,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use zeroize::Zeroizing;
@@ -40,6 +41,8 @@ use crate::wire::segment::{Side, layout_digest};
 const EXIT_GRACE_MS: u32 = 1_000;
 /// How long one that went silent may take to show that it has died.
 const NOT_THERE_MS: u32 = 200;
+/// How often a start looks whether it is still wanted.
+const CANCEL_LOOK_MS: u32 = 100;
 /// How often a handshake looks whether the child still lives.
 const LOOK_MS: u32 = 20;
 
@@ -72,11 +75,17 @@ pub(crate) struct WorkerSpec<'a> {
     pub sink: Option<OutputSink>,
     /// Is told of its start.
     pub listener: Option<EventListener>,
+    /// Raised when the start is not wanted any more.
+    pub cancelled: Option<&'a AtomicBool>,
 }
 
 impl WorkerSpec<'_> {
     fn placed(&self) -> &PlacedGroup {
         &self.placement.groups[usize::from(self.group.0)]
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.is_some_and(|cancelled| cancelled.load(Ordering::SeqCst))
     }
 
     fn tell(&self, pid: i32, event: WorkerEvent) {
@@ -209,7 +218,11 @@ fn all_ready(births: &mut [Unborn<'_>]) -> Result<(), StartError> {
             return Err(awaited.late(StartStep::Ready));
         }
         let next_ns = births.iter().filter_map(|unborn| unborn.connection.as_ref()?.next_ns()).min();
-        let until_ns = next_ns.unwrap_or(u64::MAX).min(awaited.until_ns);
+        if awaited.spec.is_cancelled() {
+            return Err(awaited.late(StartStep::Ready));
+        }
+        let look_ns = clock::monotonic_ns() + u64::from(CANCEL_LOOK_MS) * 1_000_000;
+        let until_ns = next_ns.unwrap_or(u64::MAX).min(awaited.until_ns).min(look_ns);
         poller.wait(&mut tokens, Some(until_ns)).map_err(awaited.spec.system(StartStep::Ready))?;
     }
 }
@@ -266,7 +279,7 @@ impl<'a> Unborn<'a> {
         // Whatever fails from here on ends it.
         let unborn = Self {
             spec,
-            worker: Some(Worker::new(spec.process, pid, pidfd, ours)),
+            worker: Some(Worker::new(pid, pidfd, ours)),
             listener,
             connection: None,
             segments: Some((request, reply)),
@@ -388,7 +401,15 @@ impl<'a> Unborn<'a> {
     }
 
     /// Waits for MAPPED: the port that it will call from.
-    fn mapped(&self) -> Result<u16, StartError> {
+    fn mapped(&mut self) -> Result<u16, StartError> {
+        // Until it is announced, whoever calls is a stranger, and is sent away so that it finds a place.
+        while !readable_within(self.socket(), Some(LOOK_MS)).map_err(self.spec.system(StartStep::Mapped))?
+            && clock::monotonic_ns() < self.until_ns
+            && !self.spec.is_cancelled()
+        {
+            let turn = self.listener.turn(clock::monotonic_ns());
+            turn.map_err(self.spec.system(StartStep::Mapped))?;
+        }
         self.hear(StartStep::Mapped, |message| match message {
             Message::Mapped(port) => Some(*port),
             _ => None,
@@ -402,9 +423,19 @@ impl<'a> Unborn<'a> {
         expected: impl FnOnce(&Message) -> Option<T>,
     ) -> Result<T, StartError> {
         let group = self.spec.placed().name.clone();
-        let left_ms = self.until_ns.saturating_sub(clock::monotonic_ns()).div_ceil(1_000_000);
         let mut buffer = [0; 64];
-        match receive_within(self.socket(), &mut buffer, 0, u32::try_from(left_ms).unwrap_or(u32::MAX)) {
+        let received = loop {
+            let left_ms = self.until_ns.saturating_sub(clock::monotonic_ns()).div_ceil(1_000_000);
+            let look_ms = u32::try_from(left_ms).unwrap_or(u32::MAX).min(CANCEL_LOOK_MS);
+            match receive_within(self.socket(), &mut buffer, 0, look_ms) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::TimedOut
+                        && left_ms > u64::from(look_ms)
+                        && !self.spec.is_cancelled() => {}
+                received => break received,
+            }
+        };
+        match received {
             Ok(Received::Message { bytes, .. }) => match Message::decode(&buffer[..bytes]) {
                 Ok(Message::Refused(refusal)) => {
                     // It prints why and ends by itself.

@@ -25,6 +25,10 @@ pub enum WorkerEvent {
     DoorbellReject(&'static str),
     /// It has ended without being told to.
     Crashed(Cause),
+    /// Its successor serves; the notice bears the successor's process number.
+    Restarted,
+    /// It has died more often than its group allows, or its successor could not be started: there is to be none.
+    GivenUp,
     /// It has been stopped; gracefully if it ended by itself, with everything done.
     Stopped {
         /// It did what it was told to.

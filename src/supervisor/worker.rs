@@ -45,8 +45,6 @@ impl Line {
 
 /// A worker between READY and its reaping.
 pub(crate) struct Worker {
-    /// Which of its group's processes.
-    process: u16,
     pid: i32,
     pidfd: OwnedFd,
     socket: OwnedFd,
@@ -56,8 +54,8 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(process: u16, pid: i32, pidfd: OwnedFd, socket: OwnedFd) -> Self {
-        Self { process, pid, pidfd, socket, line: Mutex::default(), reaped: Mutex::new(false) }
+    pub(super) fn new(pid: i32, pidfd: OwnedFd, socket: OwnedFd) -> Self {
+        Self { pid, pidfd, socket, line: Mutex::default(), reaped: Mutex::new(false) }
     }
 
     /// The handshake is done, and GO may be due.
@@ -75,11 +73,6 @@ impl Worker {
 
     fn reaped(&self) -> MutexGuard<'_, bool> {
         self.reaped.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Which of its group's processes it is, from 0 on.
-    pub fn process(&self) -> u16 {
-        self.process
     }
 
     /// Whether a signal or a debugger has stopped it.

@@ -80,6 +80,7 @@ impl Births {
                 bell: rung.as_fd(),
                 sink: self.sink.clone(),
                 listener: None,
+                cancelled: None,
             }));
         }
         let (started, capture) = supervisor::start(&specs)?;

@@ -17,7 +17,8 @@ pub(super) struct Hop {
     lane: AtomicU64,
     /// Position in the lane's request ring, + 1; 0 = not placed yet.
     position: AtomicU64,
-    /// Group (low half), hops of its path up to this one (high half).
+    /// Group (16 bits), outputs taken (16), hops of its path up to this one (15), whether it runs again (1),
+    /// outputs to be skipped (16).
     way: AtomicU64,
 }
 
@@ -35,6 +36,12 @@ impl Source {
 }
 
 const HOP_OPEN: u64 = 1;
+const TAKEN: u32 = 16;
+const DEPTH: u32 = 32;
+const RERUN: u64 = 1 << 47;
+const SKIP: u32 = 48;
+/// The largest number of outputs that is counted.
+const COUNT: u64 = 0xFFFF;
 /// No lane yet.
 const NOWHERE: u64 = u64::MAX;
 
@@ -63,7 +70,7 @@ impl Hop {
     pub fn open(&self, generation: u64, target: Option<Source>, group: GroupId, depth: u32) {
         self.lane.store(target.map_or(NOWHERE, Source::to_word), Ordering::Relaxed);
         self.position.store(0, Ordering::Relaxed);
-        self.way.store(u64::from(group.0) | u64::from(depth) << 32, Ordering::Relaxed);
+        self.way.store(u64::from(group.0) | u64::from(depth & 0x7FFF) << DEPTH, Ordering::Relaxed);
         // Release: pairs with the Acquire in `state`.
         self.word.store(generation << GENERATION_SHIFT | HOP_OPEN, Ordering::Release);
     }
@@ -96,12 +103,6 @@ impl Hop {
         self.position.store(position + 1, Ordering::Relaxed);
     }
 
-    /// Its lane and its place there, once it has been sent.
-    pub fn placed(&self) -> Option<(u16, u64)> {
-        let position = self.position.load(Ordering::Relaxed).checked_sub(1)?;
-        Some((self.lane()?, position))
-    }
-
     /// Its lane, if it has one.
     pub fn lane(&self) -> Option<u16> {
         Some(self.lane.load(Ordering::Relaxed)).filter(|lane| *lane != NOWHERE).map(|lane| lane as u16)
@@ -112,7 +113,34 @@ impl Hop {
     }
 
     pub fn depth(&self) -> u32 {
-        (self.way.load(Ordering::Relaxed) >> 32) as u32
+        (self.way.load(Ordering::Relaxed) >> DEPTH & 0x7FFF) as u32
+    }
+
+    /// Takes note of one more output; true if it has gone on in an earlier run of the same request. Only the
+    /// holder of the lane's reader role calls this.
+    pub fn is_repeated_output(&self) -> bool {
+        let way = self.way.load(Ordering::Relaxed);
+        if way >> SKIP != 0 {
+            self.way.store(way - (1 << SKIP), Ordering::Relaxed);
+            return true;
+        }
+        if way >> TAKEN & COUNT != COUNT {
+            self.way.store(way + (1 << TAKEN), Ordering::Relaxed);
+        }
+        false
+    }
+
+    /// Takes it back from a lane whose worker has died: it is to run again, and what it had emitted is not to go on
+    /// twice. False if it has run again before, or more was taken than can be counted.
+    pub fn take_back(&self) -> bool {
+        let way = self.way.load(Ordering::Relaxed);
+        let taken = way >> TAKEN & COUNT;
+        if way & RERUN != 0 || taken == COUNT {
+            return false;
+        }
+        self.way.store(way & !(COUNT << SKIP) | taken << SKIP | RERUN, Ordering::Relaxed);
+        self.position.store(0, Ordering::Relaxed);
+        true
     }
 
     pub fn generation(&self) -> u64 {
@@ -123,6 +151,14 @@ impl Hop {
     pub fn is_open_since(&self, root: u64) -> bool {
         let word = self.word.load(Ordering::Acquire);
         word & HOP_OPEN != 0 && !is_later(root, word >> GENERATION_SHIFT)
+    }
+
+    /// Lane and incarnation that it is asked of, and its place there, once it has been sent.
+    pub fn placed(&self) -> Option<(Source, u64)> {
+        let position = self.position.load(Ordering::Relaxed).checked_sub(1)?;
+        let lane = self.lane.load(Ordering::Relaxed);
+        let source = Source { lane: lane as u16, incarnation: lane >> 16 };
+        (lane != NOWHERE).then_some((source, position))
     }
 
     pub fn is_asked_of(&self, source: Source) -> bool {
@@ -169,8 +205,19 @@ mod tests {
         assert_eq!((hop.state(3, LANE), hop.lane(), hop.placed()), (HopState::Foreign, None, None));
         hop.assign(LANE);
         hop.place(0);
-        assert_eq!((hop.state(3, LANE), hop.placed()), (HopState::Open, Some((0, 0))));
+        assert_eq!((hop.state(3, LANE), hop.placed()), (HopState::Open, Some((LANE, 0))));
         assert_eq!(hop.state(3, Source { incarnation: 2, ..LANE }), HopState::Foreign);
+        assert_eq!((hop.group(), hop.depth()), (GroupId(2), 4));
+    }
+
+    #[test]
+    fn restart_02_a_rerun_skips_what_had_gone_on_and_happens_once() {
+        let hop = Hop::default();
+        hop.open(3, Some(LANE), GroupId(2), 4);
+        assert!(!hop.is_repeated_output() && !hop.is_repeated_output());
+        assert!(hop.take_back());
+        assert_eq!([(); 4].map(|()| hop.is_repeated_output()), [true, true, false, false]);
+        assert!(!hop.take_back());
         assert_eq!((hop.group(), hop.depth()), (GroupId(2), 4));
     }
 }

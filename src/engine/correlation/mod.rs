@@ -117,8 +117,8 @@ pub(crate) struct Branch<'c> {
 pub(crate) struct EndedRoot {
     pub index: u32,
     pub aftermath: Aftermath,
-    /// Lane and position of each frame of it that has been sent and not ended, to be cancelled there.
-    pub frames: Vec<(u16, u64)>,
+    /// Where each frame of it stands that has been sent and not ended, to be cancelled there.
+    pub frames: Vec<(Source, u64)>,
 }
 
 /// A look at the tables themselves, beside the counters.
@@ -429,6 +429,16 @@ impl Branch<'_> {
         self.hop().group()
     }
 
+    /// Takes the hop back from a lane whose worker has died, to run once more; false if it has already.
+    pub fn take_back(&self) -> bool {
+        self.hop().take_back()
+    }
+
+    /// Whether the hop is open and asked of this source.
+    pub fn is_asked_of(&self, source: Source) -> bool {
+        self.hop().state(self.ticket.generation(), source) == hop::HopState::Open
+    }
+
     /// Tells the root that the hop has its lane; true if the owner sleeps and must be woken.
     pub fn moved(&self) -> bool {
         self.correlation.roots[self.root.index as usize].moved()
@@ -437,7 +447,7 @@ impl Branch<'_> {
 
 impl Drop for Branch<'_> {
     fn drop(&mut self) {
-        self.correlation.roots[self.root.index as usize].unpin();
+        self.correlation.roots[self.root.index as usize].unpin(self.root.generation);
     }
 }
 

@@ -178,7 +178,12 @@ impl Root {
             debug_assert!(word & PINS != PINS, "one pin for each entry");
             let taken = (kept | 1 << entry) + PIN;
             match self.branches.compare_exchange_weak(word, taken, Ordering::SeqCst, Ordering::Relaxed) {
-                Ok(_) => break self.still_open(generation).map(|()| entry).inspect_err(|_| self.unpin()),
+                Ok(_) => {
+                    break self
+                        .still_open(generation)
+                        .map(|()| entry)
+                        .inspect_err(|_| self.unpin(generation));
+                }
                 Err(now) => word = now,
             }
         }
@@ -190,7 +195,7 @@ impl Root {
         while word >> GENERATION_SHIFT == generation {
             debug_assert!(word & PINS != PINS, "one pin for each entry");
             match self.branches.compare_exchange_weak(word, word + PIN, Ordering::SeqCst, Ordering::Relaxed) {
-                Ok(_) => return self.still_open(generation).inspect_err(|_| self.unpin()).is_ok(),
+                Ok(_) => return self.still_open(generation).inspect_err(|_| self.unpin(generation)).is_ok(),
                 Err(now) => word = now,
             }
         }
@@ -202,9 +207,19 @@ impl Root {
     }
 
     /// Release: what was done with the entry happens before the place's next use; pairs with `free`.
-    pub fn unpin(&self) {
-        let word = self.branches.fetch_sub(PIN, Ordering::Release);
-        debug_assert!(word & PINS != 0);
+    ///
+    /// A pin that came too late, after whoever frees had looked, may have been overwritten by the next user's
+    /// `open`: then it is not there any more to be taken away.
+    pub fn unpin(&self, generation: u64) {
+        let mut word = self.branches.load(Ordering::Relaxed);
+        while word >> GENERATION_SHIFT == generation {
+            debug_assert!(word & PINS != 0);
+            match self.branches.compare_exchange_weak(word, word - PIN, Ordering::Release, Ordering::Relaxed)
+            {
+                Ok(_) => return,
+                Err(now) => word = now,
+            }
+        }
     }
 
     /// A hop of the root has got its lane; true if the owner sleeps and must be told.
@@ -272,7 +287,7 @@ mod tests {
         let root = Root::default();
         root.open(7);
         assert_eq!(root.begin_branch(7, None, 2), Ok(1));
-        root.unpin();
+        root.unpin(7);
         // The owner took the reply, and the place is used again before the frames' readers close the hops.
         root.open(8);
         assert!(!root.end_branch(7, 0) && !root.end_branch(7, 1));
@@ -286,10 +301,10 @@ mod tests {
         let root = Root::default();
         root.open(1);
         assert_eq!(root.begin_branch(1, Some(0), 1), Ok(0), "the last branch is never missing in between");
-        root.unpin();
+        root.unpin(1);
         assert_eq!(root.begin_branch(1, None, 1), Err(NoBranch::Full));
         assert_eq!(root.begin_branch(1, Some(0), 2), Ok(0));
-        root.unpin();
+        root.unpin(1);
         assert_eq!(root.open_branches(1), 1);
         assert!(root.end_branch(1, 0));
         assert!(root.try_end(1));
