@@ -2,6 +2,7 @@
 //! and looks for what was left behind.
 #![allow(dead_code)] // each program uses a part of it
 
+pub mod bell;
 pub mod nodes;
 pub mod watch;
 
