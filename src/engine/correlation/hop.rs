@@ -15,8 +15,9 @@ pub(super) struct Hop {
     word: AtomicU64,
     /// Lane (16 bits) and incarnation (48 bits); [`NOWHERE`] until it has one.
     lane: AtomicU64,
-    /// Position in the lane's request ring, + 1; 0 = not placed yet.
-    position: AtomicU64,
+    /// Lane (high 16 bits), and position in its request ring, + 1; 0 = not placed yet. One word, for who ends the
+    /// root while the entry is being opened anew: a position of one lane must not be cancelled in another.
+    place: AtomicU64,
     /// Group (low half), hops of its path up to this one (high half).
     way: AtomicU64,
 }
@@ -35,6 +36,8 @@ impl Source {
 }
 
 const HOP_OPEN: u64 = 1;
+const POSITION_BITS: u32 = 48;
+const POSITION: u64 = (1 << POSITION_BITS) - 1;
 /// No lane yet.
 const NOWHERE: u64 = u64::MAX;
 
@@ -62,7 +65,7 @@ impl Hop {
     /// `target`: none if it must wait before it gets its lane. `depth`: hops of its path, this one included.
     pub fn open(&self, generation: u64, target: Option<Source>, group: GroupId, depth: u32) {
         self.lane.store(target.map_or(NOWHERE, Source::to_word), Ordering::Relaxed);
-        self.position.store(0, Ordering::Relaxed);
+        self.place.store(0, Ordering::Relaxed);
         self.way.store(u64::from(group.0) | u64::from(depth) << 32, Ordering::Relaxed);
         // Release: pairs with the Acquire in `state`.
         self.word.store(generation << GENERATION_SHIFT | HOP_OPEN, Ordering::Release);
@@ -90,16 +93,18 @@ impl Hop {
         self.word.compare_exchange(open, closed, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
+    /// Its frame stands at this position of its lane.
     pub fn place(&self, position: u64) {
+        let lane = self.lane().expect("a hop has its lane before its place there");
         // Relaxed: the sender places, fences, then looks at its root; who cancels ends the root, fences, then
         // looks here.
-        self.position.store(position + 1, Ordering::Relaxed);
+        self.place.store(u64::from(lane) << POSITION_BITS | (position + 1) & POSITION, Ordering::Relaxed);
     }
 
     /// Its lane and its place there, once it has been sent.
     pub fn placed(&self) -> Option<(u16, u64)> {
-        let position = self.position.load(Ordering::Relaxed).checked_sub(1)?;
-        Some((self.lane()?, position))
+        let place = self.place.load(Ordering::Relaxed);
+        Some(((place >> POSITION_BITS) as u16, (place & POSITION).checked_sub(1)?))
     }
 
     /// Its lane, if it has one.
@@ -119,10 +124,14 @@ impl Hop {
         self.word.load(Ordering::Acquire) >> GENERATION_SHIFT
     }
 
-    /// Whether the hop is open, and of the root of this generation or a later one.
+    /// Whether the hop, open or closed, is of the root of this generation or a later one.
+    pub fn is_since(&self, root: u64) -> bool {
+        !is_later(root, self.generation())
+    }
+
+    /// Whether it is open besides.
     pub fn is_open_since(&self, root: u64) -> bool {
-        let word = self.word.load(Ordering::Acquire);
-        word & HOP_OPEN != 0 && !is_later(root, word >> GENERATION_SHIFT)
+        self.word.load(Ordering::Acquire) & HOP_OPEN != 0 && self.is_since(root)
     }
 
     pub fn is_asked_of(&self, source: Source) -> bool {
@@ -172,5 +181,11 @@ mod tests {
         assert_eq!((hop.state(3, LANE), hop.placed()), (HopState::Open, Some((0, 0))));
         assert_eq!(hop.state(3, Source { incarnation: 2, ..LANE }), HopState::Foreign);
         assert_eq!((hop.group(), hop.depth()), (GroupId(2), 4));
+        hop.assign(Source { lane: u16::MAX, incarnation: 9 });
+        assert_eq!(hop.placed(), Some((0, 0)), "not at that place in another lane");
+        hop.place(7);
+        assert_eq!(hop.placed(), Some((u16::MAX, 7)));
+        hop.open(4, None, GroupId(2), 5);
+        assert_eq!(hop.placed(), None);
     }
 }

@@ -395,6 +395,13 @@ impl Correlation {
         [id[0].load(Ordering::Relaxed), id[1].load(Ordering::Relaxed)]
     }
 
+    /// The latest hops in the root's entries, ended or not.
+    fn hops_since(&self, key: RootKey) -> impl Iterator<Item = &Hop> {
+        let first = key.index as usize * self.sizes.max_branches;
+        let entries = &self.hops[first..first + self.sizes.max_branches];
+        entries.iter().filter(move |hop| hop.is_since(key.generation))
+    }
+
     /// The root's hops that have not ended.
     fn open_hops(&self, key: RootKey) -> impl Iterator<Item = &Hop> {
         let mut branches = self.roots[key.index as usize].open_branches(key.generation);
