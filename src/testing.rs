@@ -55,8 +55,8 @@ pub fn has_begun(engine: &Engine, position: u64) -> bool {
     engine.has_begun(0, position)
 }
 
-/// [`has_begun`] of the worker of any lane.
-pub fn has_begun_at(engine: &Engine, lane: usize, position: u64) -> bool {
+/// [`has_begun`] of any lane, also of a group that runs in the engine.
+pub fn has_begun_at(engine: &Engine, lane: u16, position: u64) -> bool {
     engine.has_begun(lane, position)
 }
 

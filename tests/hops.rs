@@ -253,15 +253,15 @@ fn timeout(pending: Pending) -> Failure {
 fn handoff_e_01_a_timeout_names_the_group_that_it_met() {
     for engine in both(&chain(), |builder| builder) {
         for (words, group) in [("a:wait", "A"), ("b:wait", "B"), ("c:wait", "C")] {
-            let failure = timeout(ask_within(&engine, "a", words, 200));
+            let failure = timeout(ask_within(&engine, "a", words, 500));
             assert_eq!((failure.group(), failure.started()), (group, true), "{words}");
             assert_eq!(failure.to_string(), format!("remote handoff timed out for group '{group}'"));
         }
         // Behind one that is running there: not started.
         let gate = Gate::new();
         let running = ask(&engine, "c", &format!("c:{} =", gate.word()));
-        std::thread::sleep(Duration::from_millis(20));
-        let failure = timeout(ask_within(&engine, "a", "", 200));
+        until("it runs", || testing::has_begun_at(&engine, 2, 1));
+        let failure = timeout(ask_within(&engine, "a", "", 500));
         assert_eq!((failure.group(), failure.started()), ("C", false));
         gate.open();
         assert_eq!(trail(&running.wait().unwrap()), "c");
@@ -400,7 +400,7 @@ fn handoff_05_a_stop_waits_for_every_hop() {
     }
     for engine in both(&chain(), |builder| builder) {
         let pending = ask(&engine, "a", "b:wait");
-        std::thread::sleep(Duration::from_millis(20));
+        until("it runs", || testing::has_begun_at(&engine, 1, 0));
         assert_eq!(engine.stop(handbell::Drain::within(Duration::from_millis(20))).cut_off, 1);
         let failure = failure(pending.wait().unwrap_err(), Category::Shutdown);
         assert_eq!((failure.group(), failure.started()), ("B", true));
@@ -428,9 +428,9 @@ fn reply_09_a_late_answer_from_a_second_group_reaches_nobody() {
     for engine in both(&chain(), |builder| builder.max_in_flight(1)) {
         for count in 1..=2 {
             // Longer than its deadline, whenever it begins.
-            assert_eq!(timeout(ask_within(&engine, "a", "b:z250 =", 150)).group(), "B");
+            assert_eq!(timeout(ask_within(&engine, "a", "b:z600 =", 500)).group(), "B");
             assert_eq!(call(&engine, "a", "b:=").unwrap(), "a b");
-            assert_eq!(timeout(ask_within(&engine, "a", "b:z250 >c", 150)).group(), "B");
+            assert_eq!(timeout(ask_within(&engine, "a", "b:z600 >c", 500)).group(), "B");
             assert_eq!(call(&engine, "a", "").unwrap(), "a b c");
             let counters = engine.counters();
             assert_eq!((counters.late_reply_drop, counters.late_output_drop), (count, count));

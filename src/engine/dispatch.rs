@@ -117,7 +117,23 @@ impl Shared {
         Ok(group)
     }
 
+    #[inline(always)]
     fn submit_to_lane<'a>(
+        &self,
+        link: &Link,
+        group: GroupId,
+        outbound: &Outbound,
+        payload: Payload<'a>,
+    ) -> Result<Admitted, NotTaken<'a>> {
+        let admitted = self.try_submit(link, group, outbound, payload);
+        if let Err(NotTaken::Busy(_)) = admitted {
+            // What is queued here may have found no room because of a block that has just been given back.
+            self.flush_behind_fence(link);
+        }
+        admitted
+    }
+
+    fn try_submit<'a>(
         &self,
         link: &Link,
         group: GroupId,
@@ -246,7 +262,7 @@ impl Shared {
         mut try_again: impl FnMut() -> bool,
     ) -> Result<(), NotTaken<'static>> {
         let group = self.group_of(outbound.target);
-        let lane = outbound.lane.map_or_else(|| self.lane_for(group, outbound.key), usize::from);
+        let lane = self.lane_of(outbound);
         let Some(link) = self.lanes[lane].link().or_else(|| self.links().next()) else {
             return self.wait_for_local_room(outbound, try_again);
         };
@@ -257,7 +273,8 @@ impl Shared {
             if try_again() {
                 break Ok(());
             }
-            if !self.lanes[lane].is_live() {
+            // While another process of the group lives, the next try finds its way there.
+            if !self.lanes[lane].is_live() && !self.lanes[self.lane_of(outbound)].is_live() {
                 break Err(NotTaken::Failed(self.dead(link, group)));
             }
             if self.stopping.load(Ordering::SeqCst) {
@@ -276,7 +293,7 @@ impl Shared {
             }
             if next == Next::Sleep {
                 let until_ns = if outbound.deadline_ns == 0 { u64::MAX } else { outbound.deadline_ns };
-                if self.sleep_for_room(link, &word, until_ns, &mut try_again) {
+                if self.sleep_for_room(link, outbound, &word, until_ns, &mut try_again) {
                     break Ok(());
                 }
                 spinner.renew();
@@ -292,6 +309,7 @@ impl Shared {
     fn sleep_for_room(
         &self,
         link: &Link,
+        outbound: &Outbound,
         word: &Arc<Word>,
         until_ns: u64,
         try_again: &mut impl FnMut() -> bool,
@@ -305,7 +323,7 @@ impl Shared {
                 links.push(link);
             }
             link::sleep(&links, &self.correlation, &Sleeper::Room(Arc::clone(word)), until_ns, || {
-                link.is_live()
+                self.lanes[self.lane_of(outbound)].is_live()
                     && !self.stopping.load(Ordering::SeqCst)
                     && self.room_made.load(Ordering::SeqCst) == seen
             });
@@ -351,6 +369,12 @@ impl Shared {
         found
     }
 
+    /// The lane that a request is to take, as things are now.
+    fn lane_of(&self, outbound: &Outbound) -> usize {
+        let chosen = || self.lane_for(self.group_of(outbound.target), outbound.key);
+        outbound.lane.map_or_else(chosen, usize::from)
+    }
+
     pub fn dead(&self, link: &Link, group: GroupId) -> Failure {
         Failure::new(self.group_name(group), self.cause_of(link), false, None)
     }
@@ -377,7 +401,8 @@ impl Shared {
         };
         let mut block = None;
         self.wait_for_room(outbound, || {
-            block = link.end.arena().take(len).ok();
+            // What comes from other groups goes first.
+            block = (link.forwards.waiting() == 0).then(|| link.end.arena().take(len).ok()).flatten();
             block.is_some()
         })?;
         Ok(Buffer::Block(block.expect("there is room")))
@@ -385,21 +410,24 @@ impl Shared {
 
     /// A loan from this lane is over: sent, or given back.
     pub fn loan_ended(&self, lane: Option<u16>) {
-        fence(Ordering::SeqCst);
         if let Some(link) = lane.and_then(|lane| self.lanes[usize::from(lane)].link()) {
-            let mut wakes = Wakes::new();
-            self.flush(link, &mut wakes);
-            self.wake(wakes);
+            self.flush_behind_fence(link);
         }
+        fence(Ordering::SeqCst);
         self.room_came_free();
+    }
+
+    /// Room was made in a lane other than by reading there.
+    fn flush_behind_fence(&self, link: &Link) {
+        fence(Ordering::SeqCst);
+        let mut wakes = Wakes::new();
+        self.flush(link, &mut wakes);
+        self.wake(wakes);
     }
 
     /// Reads the request's lane once, so that what its replies free can be used.
     pub fn look_for_room(&self, outbound: &Outbound) {
-        let lane = outbound
-            .lane
-            .map_or_else(|| self.lane_for(self.group_of(outbound.target), outbound.key), usize::from);
-        if let Some(link) = self.lanes[lane].link()
+        if let Some(link) = self.lanes[self.lane_of(outbound)].link()
             && self.read(link)
         {
             link.stop_looking_after_read(&self.correlation);

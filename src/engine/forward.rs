@@ -173,6 +173,8 @@ impl Shared {
         if !self.correlation.is_open(branch.root) {
             link.end.cancel(position);
         }
+        // Whoever sends this may not look at the lane, and its owner may not be waiting.
+        self.arm_for_awaited(link);
         true
     }
 
@@ -222,6 +224,8 @@ impl Shared {
             queue.pop_front();
         }
         link.forwards.waiting.store(queue.len() as u64, Ordering::SeqCst);
+        // Before the caller tells those who wait for room.
+        fence(Ordering::SeqCst);
     }
 
     /// Drops frames of ended roots from the queue; from that of a dead lane, every frame.

@@ -50,10 +50,10 @@ impl Engine {
         self.shared().lanes[lane].load()
     }
 
-    /// Whether the worker of a lane says that it has begun the request at this position of its ring.
+    /// Whether the request at this position of a lane has been begun, as far as its worker tells.
     #[cfg(feature = "testing")]
-    pub(crate) fn has_begun(&self, lane: usize, position: u64) -> bool {
-        self.shared().lanes[lane].link().is_some_and(|link| link.end.started(position))
+    pub(crate) fn has_begun(&self, lane: u16, position: u64) -> bool {
+        self.shared().started()(lane, position)
     }
 
     /// The node of this name. Resolve it once and keep it.

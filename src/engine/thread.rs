@@ -5,7 +5,7 @@
 //! death. While there is nothing of that kind it sleeps without a time-out.
 
 use std::os::fd::AsFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, PoisonError};
 
 use super::forward::Wakes;
@@ -217,6 +217,9 @@ impl Ward {
         shared.after(shared.correlation.end_all_of(link.source, cause, now_ns, shared.started()));
         shared.purge(link);
         link.wake_everybody(&shared.correlation);
+        // What stood in front of the lane may have kept new requests of any group out.
+        fence(Ordering::SeqCst);
+        shared.room_came_free();
         let mode = if asked_to && exit == Exit::Code(0) { StopMode::Graceful } else { StopMode::Forced };
         let stop = WorkerStop {
             group: shared.group_name(link.group).to_string(),
