@@ -337,8 +337,9 @@ impl Correlation {
 
     /// Takes up a hop that was put aside; none if its root has ended.
     pub fn take_up(&self, root: RootKey, ticket: Ticket) -> Option<Branch<'_>> {
+        // Not `then_some`: a branch that is made unpins when it is dropped.
         let pinned = self.roots[root.index as usize].pin(root.generation);
-        pinned.then_some(Branch { correlation: self, root, ticket })
+        pinned.then(|| Branch { correlation: self, root, ticket })
     }
 
     /// Forgets a hop that was put aside, and whose root has ended.
