@@ -143,8 +143,8 @@ impl Shared {
         if !link.is_live() {
             return Err(NotTaken::Failed(self.dead(link, group)));
         }
-        // What comes from other groups goes first.
-        if link.forwards.waiting() != 0 {
+        // What comes from other groups goes first; but a loan holds the very room that it may be waiting for.
+        if link.forwards.waiting() != 0 && !matches!(payload, Payload::Block(..)) {
             return Err(NotTaken::Busy(payload));
         }
         link.end.prepare();
