@@ -39,14 +39,25 @@ pub fn with_unserved_group(mut builder: EngineBuilder, name: &str, nodes: &[&str
     builder
 }
 
-/// Frames sent to the worker and frames read from it; `None` in the memory profile.
-pub fn ring_positions(engine: &Engine) -> Option<(u64, u64)> {
-    engine.ring_positions()
+/// Frames sent to the worker of a lane and frames read from it; `None` for a group that runs in the engine.
+/// Lanes are counted from 0, in the plan's order of groups and of processes within.
+pub fn ring_positions(engine: &Engine, lane: usize) -> Option<(u64, u64)> {
+    engine.ring_positions(lane)
 }
 
-/// Whether the worker has begun the request that was sent as number `position`, counted from 0.
+/// Frames that a lane has been sent, or that wait for room there, and whose end has not been read.
+pub fn open_frames(engine: &Engine, lane: usize) -> u64 {
+    engine.open_frames(lane)
+}
+
+/// Whether the first worker has begun the request that was sent to it as number `position`, counted from 0.
 pub fn has_begun(engine: &Engine, position: u64) -> bool {
-    engine.has_begun(position)
+    engine.has_begun(0, position)
+}
+
+/// [`has_begun`] of any lane, also of a group that runs in the engine.
+pub fn has_begun_at(engine: &Engine, lane: u16, position: u64) -> bool {
+    engine.has_begun(lane, position)
 }
 
 // ---- the doorbell ----

@@ -100,7 +100,7 @@ pub enum ExecutionClass {
     TooManyOutputs = 8,
     /// A request had more open branches than `max_branches`.
     TooManyBranches = 9,
-    /// A request went along an edge more often than its `max_hops`.
+    /// A request's path had more hops at an edge than its `max_hops`.
     TooManyHops = 10,
     /// A node emitted to a keyed group without a key.
     KeyMissing = 11,

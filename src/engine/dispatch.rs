@@ -129,7 +129,23 @@ impl Shared {
         Ok(group)
     }
 
+    #[inline(always)]
     fn submit_to_lane<'a>(
+        &self,
+        link: &Link,
+        group: GroupId,
+        outbound: &Outbound,
+        payload: Payload<'a>,
+    ) -> Result<Admitted, NotTaken<'a>> {
+        let admitted = self.try_submit(link, group, outbound, payload);
+        if let Err(NotTaken::Busy(_)) = admitted {
+            // What is queued here may have found no room because of a block that has just been given back.
+            self.flush_behind_fence(link);
+        }
+        admitted
+    }
+
+    fn try_submit<'a>(
         &self,
         link: &Link,
         group: GroupId,
@@ -146,8 +162,8 @@ impl Shared {
             return Err(refused);
         }
         let payload = payload.without_block_of_another(link.source);
-        // What comes from other groups goes first.
-        if link.forwards.waiting() != 0 {
+        // What comes from other groups goes first; but a loan holds the very room that it may be waiting for.
+        if link.forwards.waiting() != 0 && !matches!(payload, Payload::Block(..)) {
             return Err(NotTaken::Busy(payload));
         }
         link.end.prepare();
@@ -270,7 +286,7 @@ impl Shared {
         mut try_again: impl FnMut() -> bool,
     ) -> Result<(), NotTaken<'static>> {
         let group = self.group_of(outbound.target);
-        let lane = outbound.lane.map_or_else(|| self.lane_for(group, outbound.key), usize::from);
+        let lane = self.lane_of(outbound);
         let Some(link) = self.lanes[lane].link().or_else(|| self.links().next()) else {
             return self.wait_for_local_room(outbound, try_again);
         };
@@ -281,7 +297,8 @@ impl Shared {
             if try_again() {
                 break Ok(());
             }
-            if self.lanes[lane].is_lost() {
+            // While another process of the group lives, the next try finds its way there.
+            if self.lanes[lane].is_lost() && self.lanes[self.lane_of(outbound)].is_lost() {
                 break Err(NotTaken::Failed(self.dead(link, group)));
             }
             if self.stopping.load(Ordering::SeqCst) {
@@ -300,7 +317,7 @@ impl Shared {
             }
             if next == Next::Sleep {
                 let until_ns = if outbound.deadline_ns == 0 { u64::MAX } else { outbound.deadline_ns };
-                if self.sleep_for_room(link, &word, until_ns, &mut try_again) {
+                if self.sleep_for_room(link, outbound, &word, until_ns, &mut try_again) {
                     break Ok(());
                 }
                 spinner.renew();
@@ -316,6 +333,7 @@ impl Shared {
     fn sleep_for_room(
         &self,
         link: &Link,
+        outbound: &Outbound,
         word: &Arc<Word>,
         until_ns: u64,
         try_again: &mut impl FnMut() -> bool,
@@ -329,7 +347,7 @@ impl Shared {
                 links.push(link);
             }
             link::sleep(&links, &self.correlation, &Sleeper::Room(Arc::clone(word)), until_ns, || {
-                !link.is_lost()
+                !self.lanes[self.lane_of(outbound)].is_lost()
                     && !self.stopping.load(Ordering::SeqCst)
                     && self.room_made.load(Ordering::SeqCst) == seen
             });
@@ -376,6 +394,12 @@ impl Shared {
         found
     }
 
+    /// The lane that a request is to take, as things are now.
+    fn lane_of(&self, outbound: &Outbound) -> usize {
+        let chosen = || self.lane_for(self.group_of(outbound.target), outbound.key);
+        outbound.lane.map_or_else(chosen, usize::from)
+    }
+
     pub fn dead(&self, link: &Link, group: GroupId) -> Failure {
         Failure::new(self.group_name(group), self.cause_of(link), false, None)
     }
@@ -402,7 +426,8 @@ impl Shared {
         };
         let mut block = None;
         self.wait_for_room(outbound, || {
-            block = link.end.arena().take(len).ok();
+            // What comes from other groups goes first.
+            block = (link.forwards.waiting() == 0).then(|| link.end.arena().take(len).ok()).flatten();
             block.is_some()
         })?;
         Ok(Buffer::Block(link.source, block.expect("there is room")))
@@ -410,21 +435,24 @@ impl Shared {
 
     /// A loan from this lane is over: sent, or given back.
     pub fn loan_ended(&self, lane: Option<u16>) {
-        fence(Ordering::SeqCst);
         if let Some(link) = lane.and_then(|lane| self.lanes[usize::from(lane)].link()) {
-            let mut wakes = Wakes::new();
-            self.flush(link, &mut wakes);
-            self.wake(wakes);
+            self.flush_behind_fence(link);
         }
+        fence(Ordering::SeqCst);
         self.room_came_free();
+    }
+
+    /// Room was made in a lane other than by reading there.
+    fn flush_behind_fence(&self, link: &Link) {
+        fence(Ordering::SeqCst);
+        let mut wakes = Wakes::new();
+        self.flush(link, &mut wakes);
+        self.wake(wakes);
     }
 
     /// Reads the request's lane once, so that what its replies free can be used.
     pub fn look_for_room(&self, outbound: &Outbound) {
-        let lane = outbound
-            .lane
-            .map_or_else(|| self.lane_for(self.group_of(outbound.target), outbound.key), usize::from);
-        if let Some(link) = self.lanes[lane].link()
+        if let Some(link) = self.lanes[self.lane_of(outbound)].link()
             && self.read(link)
         {
             link.stop_looking_after_read(&self.correlation);

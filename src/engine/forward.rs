@@ -175,6 +175,8 @@ impl Shared {
         if !self.correlation.is_open(branch.root) {
             link.end.cancel(position);
         }
+        // Whoever sends this may not look at the lane, and its owner may not be waiting.
+        self.arm_for_awaited(link);
         true
     }
 
@@ -231,6 +233,8 @@ impl Shared {
             queue.pop_front();
         }
         link.forwards.waiting.store(queue.len() as u64, Ordering::SeqCst);
+        // Before the caller tells those who wait for room.
+        fence(Ordering::SeqCst);
     }
 
     /// Puts frames that a dead worker is to have once more in front of the queue, in their order.

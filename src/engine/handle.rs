@@ -39,16 +39,22 @@ impl Engine {
         &self.life.shared
     }
 
-    /// Frames sent to and read from the first worker.
+    /// Frames sent to and read from the worker of a lane, if it has one.
     #[cfg(feature = "testing")]
-    pub(crate) fn ring_positions(&self) -> Option<(u64, u64)> {
-        self.shared().links().next().map(|link| link.end.positions())
+    pub(crate) fn ring_positions(&self, lane: usize) -> Option<(u64, u64)> {
+        self.shared().lanes[lane].link().map(|link| link.end.positions())
     }
 
-    /// Whether the first worker says that it has begun the request at this position of its ring.
+    /// Frames of a lane whose end has not been read.
     #[cfg(feature = "testing")]
-    pub(crate) fn has_begun(&self, position: u64) -> bool {
-        self.shared().links().next().is_some_and(|link| link.end.started(position))
+    pub(crate) fn open_frames(&self, lane: usize) -> u64 {
+        self.shared().lanes[lane].load()
+    }
+
+    /// Whether the request at this position of a lane has been begun, as far as its worker tells.
+    #[cfg(feature = "testing")]
+    pub(crate) fn has_begun(&self, lane: u16, position: u64) -> bool {
+        self.shared().started()(self.shared().lanes[usize::from(lane)].source(), position)
     }
 
     /// The node of this name. Resolve it once and keep it.

@@ -23,6 +23,7 @@ mod handle;
 mod in_order;
 mod link;
 mod local;
+mod local_port;
 mod order;
 mod pending;
 mod reader;

@@ -87,8 +87,8 @@ impl Lane {
         self.link().is_some_and(Link::is_lost)
     }
 
-    /// How much stands here: what lives before what must wait for a successor.
-    fn load(&self) -> u64 {
+    /// How much stands here or waits for it: what lives before what must wait for a successor.
+    pub fn load(&self) -> u64 {
         match self {
             Self::Worker(seat) if !seat.link().is_live() => WAITING_FOR_SUCCESSOR,
             Self::Worker(seat) => seat.link().load(),
@@ -300,11 +300,11 @@ impl Shared {
     /// Leaves a waker with a root; false if the root has ended.
     pub fn leave_waker(&self, index: u32, generation: u64, waker: &Waker) -> bool {
         let mut place = lock(&self.wakers[index as usize]);
-        match &mut *place {
-            Some((of, known)) if *of == generation => known.clone_from(waker),
-            place => *place = Some((generation, waker.clone())),
-        }
+        let known = place.as_ref().is_some_and(|(of, known)| *of == generation && known.will_wake(waker));
+        let former = if known { None } else { place.replace((generation, waker.clone())) };
         drop(place);
+        // It is the user's, and may own what comes back in here: not under the lock.
+        drop(former);
         self.correlation.await_end(index)
     }
 
@@ -319,19 +319,20 @@ impl Shared {
 
     /// Forgets the waker of a root.
     pub fn drop_waker(&self, index: u32) {
-        drop(lock(&self.wakers[index as usize]).take());
+        let waker = lock(&self.wakers[index as usize]).take();
+        drop(waker);
     }
 
     // ---- runs ----
 
-    /// The run that a root belongs to.
+    /// The run that a root belongs to; none for what is no root.
     #[inline(always)]
     pub fn order_of(&self, index: u32) -> Option<Arc<InOrder>> {
         // Relaxed: a run counts itself before it registers its first root.
         if self.runs.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        lock(&self.orders[index as usize]).clone()
+        self.orders.get(index as usize).and_then(|order| lock(order).clone())
     }
 
     /// Says that a root belongs to a run, or no more.

@@ -208,6 +208,9 @@ impl Ward {
         shared.after(open);
         shared.purge(link);
         link.wake_everybody(&shared.correlation);
+        // What stood in front of the lane may have kept new requests of any group out.
+        fence(Ordering::SeqCst);
+        shared.room_came_free();
         let gracefully = asked_to && exit == Exit::Code(0);
         self.tell(
             shared,

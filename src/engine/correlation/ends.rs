@@ -308,6 +308,8 @@ impl Correlation {
         let age = |hop: &&Hop| hop.generation().wrapping_sub(key.generation) % Ticket::GENERATIONS;
         let there = |hop: &&Hop| place.is_none_or(|place| hop.is_asked_of(place));
         let failed = self.open_hops(key).filter(there).min_by_key(age);
+        // Between two hops of a path none is open; then the latest one speaks.
+        let failed = failed.or_else(|| self.hops_since(key).filter(there).max_by_key(age));
         let group = failed.map_or(GroupId(0), Hop::group);
         let placed = failed.and_then(Hop::placed);
         let begun = placed.is_some_and(|(source, position)| started(source, position));
@@ -439,7 +441,7 @@ impl Correlation {
         (!is_later(generation, Ticket(frame.ticket).generation())).then_some(RootKey { index, generation })
     }
 
-    /// The root whose hop a judged frame names.
+    /// The root whose hop a frame names; beyond the table if the frame has not been judged.
     pub fn root_of(&self, frame: &Envelope) -> u32 {
         Ticket(frame.ticket).slot() / self.sizes.max_branches as u32
     }

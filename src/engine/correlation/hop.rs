@@ -15,8 +15,9 @@ pub(super) struct Hop {
     word: AtomicU64,
     /// Lane (16 bits) and incarnation (48 bits); [`NOWHERE`] until it has one.
     lane: AtomicU64,
-    /// Position in the lane's request ring, + 1; 0 = not placed yet.
-    position: AtomicU64,
+    /// Lane (high 16 bits), and position in its request ring, + 1; 0 = not placed yet. One word, for who ends the
+    /// root while the entry is being opened anew: a position of one lane must not be cancelled in another.
+    place: AtomicU64,
     /// Group (16 bits), outputs taken (16), hops of its path up to this one (15), whether it runs again (1),
     /// outputs to be skipped (16).
     way: AtomicU64,
@@ -42,6 +43,8 @@ const RERUN: u64 = 1 << 47;
 const SKIP: u32 = 48;
 /// The largest number of outputs that is counted.
 const COUNT: u64 = 0xFFFF;
+const POSITION_BITS: u32 = 48;
+const POSITION: u64 = (1 << POSITION_BITS) - 1;
 /// No lane yet.
 const NOWHERE: u64 = u64::MAX;
 
@@ -69,15 +72,15 @@ impl Hop {
     /// `target`: none if it must wait before it gets its lane. `depth`: hops of its path, this one included.
     pub fn open(&self, generation: u64, target: Option<Source>, group: GroupId, depth: u32) {
         self.lane.store(target.map_or(NOWHERE, Source::to_word), Ordering::Relaxed);
-        self.position.store(0, Ordering::Relaxed);
+        self.place.store(0, Ordering::Relaxed);
         self.way.store(u64::from(group.0) | u64::from(depth & 0x7FFF) << DEPTH, Ordering::Relaxed);
         // Release: pairs with the Acquire in `state`.
         self.word.store(generation << GENERATION_SHIFT | HOP_OPEN, Ordering::Release);
     }
 
-    /// Gives the hop its lane. Relaxed: the position, which is stored later, decides.
+    /// Gives the hop its lane. Release: see `placed`; the position, which is stored later, decides.
     pub fn assign(&self, target: Source) {
-        self.lane.store(target.to_word(), Ordering::Relaxed);
+        self.lane.store(target.to_word(), Ordering::Release);
     }
 
     /// Closes the hop of a root that the caller is ending: nobody else opens or closes it meanwhile.
@@ -97,10 +100,27 @@ impl Hop {
         self.word.compare_exchange(open, closed, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
+    /// Its frame stands at this position of its lane.
     pub fn place(&self, position: u64) {
+        let lane = self.lane().expect("a hop has its lane before its place there");
         // Relaxed: the sender places, fences, then looks at its root; who cancels ends the root, fences, then
         // looks here.
-        self.position.store(position + 1, Ordering::Relaxed);
+        self.place.store(u64::from(lane) << POSITION_BITS | (position + 1) & POSITION, Ordering::Relaxed);
+    }
+
+    /// Lane and incarnation that it is asked of, and its place there, once it has been sent.
+    ///
+    /// A hop that is taken back from a dead worker loses its place before it gets the successor's lane. So a place
+    /// that is the same before and after the look at the lane belongs to it.
+    pub fn placed(&self) -> Option<(Source, u64)> {
+        let place = self.place.load(Ordering::Acquire);
+        let lane = self.lane.load(Ordering::Acquire);
+        let source = Source { lane: lane as u16, incarnation: lane >> 16 };
+        let is_there = (place >> POSITION_BITS) as u16 == source.lane
+            && self.place.load(Ordering::Relaxed) == place
+            && lane != NOWHERE;
+        let position = (place & POSITION).checked_sub(1)?;
+        is_there.then_some((source, position))
     }
 
     /// Its lane, if it has one.
@@ -139,7 +159,8 @@ impl Hop {
             return false;
         }
         self.way.store(way & !(COUNT << SKIP) | taken << SKIP | RERUN, Ordering::Relaxed);
-        self.position.store(0, Ordering::Relaxed);
+        // Release: see `placed`.
+        self.place.store(0, Ordering::Release);
         true
     }
 
@@ -147,18 +168,14 @@ impl Hop {
         self.word.load(Ordering::Acquire) >> GENERATION_SHIFT
     }
 
-    /// Whether the hop is open, and of the root of this generation or a later one.
-    pub fn is_open_since(&self, root: u64) -> bool {
-        let word = self.word.load(Ordering::Acquire);
-        word & HOP_OPEN != 0 && !is_later(root, word >> GENERATION_SHIFT)
+    /// Whether the hop, open or closed, is of the root of this generation or a later one.
+    pub fn is_since(&self, root: u64) -> bool {
+        !is_later(root, self.generation())
     }
 
-    /// Lane and incarnation that it is asked of, and its place there, once it has been sent.
-    pub fn placed(&self) -> Option<(Source, u64)> {
-        let position = self.position.load(Ordering::Relaxed).checked_sub(1)?;
-        let lane = self.lane.load(Ordering::Relaxed);
-        let source = Source { lane: lane as u16, incarnation: lane >> 16 };
-        (lane != NOWHERE).then_some((source, position))
+    /// Whether it is open besides.
+    pub fn is_open_since(&self, root: u64) -> bool {
+        self.word.load(Ordering::Acquire) & HOP_OPEN != 0 && self.is_since(root)
     }
 
     pub fn is_asked_of(&self, source: Source) -> bool {
@@ -208,6 +225,12 @@ mod tests {
         assert_eq!((hop.state(3, LANE), hop.placed()), (HopState::Open, Some((LANE, 0))));
         assert_eq!(hop.state(3, Source { incarnation: 2, ..LANE }), HopState::Foreign);
         assert_eq!((hop.group(), hop.depth()), (GroupId(2), 4));
+        hop.assign(Source { lane: u16::MAX, incarnation: 9 });
+        assert_eq!(hop.placed(), None, "not at that place in another lane");
+        hop.place(7);
+        assert_eq!(hop.placed(), Some((Source { lane: u16::MAX, incarnation: 9 }, 7)));
+        hop.open(4, None, GroupId(2), 5);
+        assert_eq!(hop.placed(), None);
     }
 
     #[test]

@@ -337,8 +337,9 @@ impl Correlation {
 
     /// Takes up a hop that was put aside; none if its root has ended.
     pub fn take_up(&self, root: RootKey, ticket: Ticket) -> Option<Branch<'_>> {
+        // Not `then_some`: a branch that is made unpins when it is dropped.
         let pinned = self.roots[root.index as usize].pin(root.generation);
-        pinned.then_some(Branch { correlation: self, root, ticket })
+        pinned.then(|| Branch { correlation: self, root, ticket })
     }
 
     /// Forgets a hop that was put aside, and whose root has ended.
@@ -395,6 +396,13 @@ impl Correlation {
         [id[0].load(Ordering::Relaxed), id[1].load(Ordering::Relaxed)]
     }
 
+    /// The latest hops in the root's entries, ended or not.
+    fn hops_since(&self, key: RootKey) -> impl Iterator<Item = &Hop> {
+        let first = key.index as usize * self.sizes.max_branches;
+        let entries = &self.hops[first..first + self.sizes.max_branches];
+        entries.iter().filter(move |hop| hop.is_since(key.generation))
+    }
+
     /// The root's hops that have not ended.
     fn open_hops(&self, key: RootKey) -> impl Iterator<Item = &Hop> {
         let mut branches = self.roots[key.index as usize].open_branches(key.generation);
@@ -447,7 +455,7 @@ impl Branch<'_> {
 
 impl Drop for Branch<'_> {
     fn drop(&mut self) {
-        self.correlation.roots[self.root.index as usize].unpin(self.root.generation);
+        self.correlation.roots[self.root.index as usize].unpin();
     }
 }
 
