@@ -59,6 +59,11 @@ impl<'s> Watch<'s> {
         self.shared.correlation.moves(self.key.index) != self.moves
     }
 
+    #[inline(always)]
+    fn has_ended(&self) -> bool {
+        self.shared.correlation.phase(self.key) == Phase::Ended
+    }
+
     /// Reads what is there, or runs what may be run; whether there was anything.
     #[inline(always)]
     fn look(&mut self) -> bool {
@@ -66,7 +71,8 @@ impl<'s> Watch<'s> {
         for lane in self.all() {
             found |= match lane {
                 Lane::Worker(seat) => self.shared.read(seat.link()),
-                Lane::Local(local) => local.help(self.shared),
+                // Who has got what it waits for runs nothing more.
+                Lane::Local(local) => !self.has_ended() && local.help(self.shared),
             };
         }
         self.has_read |= found;
@@ -99,7 +105,7 @@ impl Shared {
     pub fn wait(&self, key: RootKey) {
         let mut watch = Watch::new(self, key);
         let mut spinner = watch.spinner();
-        while self.correlation.phase(key) != Phase::Ended {
+        while !watch.has_ended() {
             if watch.is_stale() {
                 watch.end();
                 watch.begin();
