@@ -15,7 +15,9 @@
 compile_error!("handbell runs on 64-bit little-endian Linux");
 
 mod app;
+mod auth;
 mod base;
+mod doorbell;
 mod engine;
 mod lane;
 mod node;
@@ -43,6 +45,7 @@ pub use node::{BuildError, EmitError, Keyed, Node, Output, Request};
 pub use plan::budget::BudgetError;
 pub use plan::error::PlanError;
 pub use plan::plan::Plan;
+pub use plan::restart::Restart;
 pub use plan::settings::{Profile, SettingsError};
 pub use shm::block::InPlace;
-pub use supervisor::{OutputLine, StartError, StartStep, Stream};
+pub use supervisor::{OutputLine, StartError, StartStep, Stream, WorkerEvent, WorkerNotice};

@@ -2,8 +2,8 @@
 //!
 //! [`Table`] is the correlation table with time as an argument; [`Births`] starts the workers of a plan without
 //! an engine; [`serve_raw_if_worker`] makes a worker that is born like any other and may then write what it
-//! likes into its lane; the rest addresses nodes that an honest plan does not have. Nothing in here is covered
-//! by the promise of stable interfaces.
+//! likes into its lane; [`doorbell`] is the control connection by itself; the rest addresses nodes that an honest
+//! plan does not have. Nothing in here is covered by the promise of stable interfaces.
 
 mod births;
 
@@ -39,14 +39,40 @@ pub fn with_unserved_group(mut builder: EngineBuilder, name: &str, nodes: &[&str
     builder
 }
 
-/// Frames sent to the worker and frames read from it; `None` in the memory profile.
-pub fn ring_positions(engine: &Engine) -> Option<(u64, u64)> {
-    engine.ring_positions()
+/// Frames sent to the worker of a lane and frames read from it; `None` for a group that runs in the engine.
+/// Lanes are counted from 0, in the plan's order of groups and of processes within.
+pub fn ring_positions(engine: &Engine, lane: usize) -> Option<(u64, u64)> {
+    engine.ring_positions(lane)
 }
 
-/// Whether the worker has begun the request that was sent as number `position`, counted from 0.
+/// Frames that a lane has been sent, or that wait for room there, and whose end has not been read.
+pub fn open_frames(engine: &Engine, lane: usize) -> u64 {
+    engine.open_frames(lane)
+}
+
+/// Whether the first worker has begun the request that was sent to it as number `position`, counted from 0.
 pub fn has_begun(engine: &Engine, position: u64) -> bool {
-    engine.has_begun(position)
+    engine.has_begun(0, position)
+}
+
+/// [`has_begun`] of any lane, also of a group that runs in the engine.
+pub fn has_begun_at(engine: &Engine, lane: u16, position: u64) -> bool {
+    engine.has_begun(lane, position)
+}
+
+// ---- the doorbell ----
+
+/// The doorbell by itself: both ends, with time as an argument.
+pub mod doorbell {
+    pub use crate::auth::{CREDENTIALS_BYTES, Credentials, Life, SECRET_BYTES, Secret};
+    pub use crate::doorbell::{
+        CallError, Caller, Connection, Ended, EngineSession, EngineTerms, Listener, Order, Reject, Rejects,
+        Report, Session, Timing, Turn, WorkerSession, WorkerTerms,
+    };
+    pub use crate::os::clock::monotonic_ns;
+    pub use crate::os::poll::Poller;
+    pub use crate::os::random;
+    pub use crate::plan::loopback::Loopback;
 }
 
 // ---- a lying worker ----
@@ -315,7 +341,7 @@ impl Table {
 
     /// Ends everything; the ids in the order in which they ended.
     pub fn end_all(&self, cause: Cause, now_ns: u64) -> Vec<TraceId> {
-        self.ids(self.correlation.end_all_of(SOURCE, cause, now_ns, |_, _| false))
+        self.ids(self.correlation.end_all_of(SOURCE, false, cause, now_ns, |_, _| false))
     }
 
     fn ids(&self, ended: Vec<EndedRoot>) -> Vec<TraceId> {

@@ -45,7 +45,7 @@ fn handoff_02_a_chain_inside_a_worker_crosses_no_ring() {
     let (engine, first) = started(common::app().engine(chain()).env(common::TOKEN, common::token()), "first");
     for calls in 1..=100 {
         assert_eq!(*engine.call(first, b"in ", far()).unwrap().bytes(), *b"in 123");
-        assert_eq!(testing::ring_positions(&engine), Some((calls, calls)), "one frame there, one back");
+        assert_eq!(testing::ring_positions(&engine, 0), Some((calls, calls)), "one frame there, one back");
     }
     let counters = engine.counters();
     assert_eq!((counters.registered, counters.terminals_received), (100, 100));
@@ -55,7 +55,7 @@ fn handoff_02_a_chain_inside_a_worker_crosses_no_ring() {
 fn handoff_02_the_memory_profile_has_no_ring() {
     let (engine, first) = started(common::app().engine(chain()).profile(handbell::Profile::Memory), "first");
     assert_eq!(*engine.call(first, b"in ", far()).unwrap().bytes(), *b"in 123");
-    assert_eq!(testing::ring_positions(&engine), None);
+    assert_eq!(testing::ring_positions(&engine, 0), None);
     assert_eq!(engine.summary().worker_pids, []);
     assert_eq!(engine.summary().mapped_bytes, 0);
     stop(&engine);

@@ -38,8 +38,15 @@ impl Category {
 pub enum KilledFor {
     /// It wrote an impossible value into its lane.
     Corruption(Rule),
-    /// Its control connection ended while it lived.
+    /// Its control connection ended while it lived, or said what it may not.
     ConnectionLost,
+    /// It was silent for longer than `heartbeat_timeout`.
+    HeartbeatLost {
+        /// For how long, in milliseconds.
+        silence_ms: u32,
+    },
+    /// It went on with a request for `hung_after` past its deadline.
+    Hung,
     /// It was told to stop and did not.
     StopOverrun,
 }
@@ -93,7 +100,7 @@ pub enum ExecutionClass {
     TooManyOutputs = 8,
     /// A request had more open branches than `max_branches`.
     TooManyBranches = 9,
-    /// A request went along an edge more often than its `max_hops`.
+    /// A request's path had more hops at an edge than its `max_hops`.
     TooManyHops = 10,
     /// A node emitted to a keyed group without a key.
     KeyMissing = 11,

@@ -42,6 +42,15 @@ pub const PLAN_EDGES: usize = 4096;
 /// Processes of one group.
 pub const GROUP_PROCESSES: std::ops::RangeInclusive<usize> = 1..=256;
 
+/// Restarts of one process within its period.
+pub const RESTARTS: std::ops::RangeInclusive<usize> = 1..=1000;
+
+/// Lives of one process in all: each leaves something behind until the engine ends.
+pub const LIVES: usize = 4096;
+
+/// The longest time that can be stated, in milliseconds.
+pub const DAY_MS: usize = 86_400_000;
+
 /// Processes of a plan: each has a lane, and lanes are looked through one after the other.
 pub const PLAN_PROCESSES: usize = 1024;
 
@@ -68,3 +77,23 @@ pub const LONGEST_SLEEP_NS: u64 = 2_000_000_000;
 
 /// One captured line of a worker's output; what is longer is cut.
 pub const OUTPUT_LINE_BYTES: usize = 4096;
+
+/// A doorbell message further than this from the reader's clock is dropped: longer than any delay of a healthy
+/// machine, shorter than what a pause of a process is worth.
+pub const DOORBELL_TTL_NS: u64 = 5_000_000_000;
+
+/// A worker says this often that it lives.
+pub const DOORBELL_BEAT_NS: u64 = 500_000_000;
+
+/// What needs an answer is said again this often until it has one.
+pub const DOORBELL_REPEAT_NS: u64 = 1_000_000_000;
+
+/// HELLO and CHALLENGE must be done this long after the worker was announced.
+pub const HANDSHAKE_NS: u64 = 2_000_000_000;
+
+/// Connections that the kernel keeps for the listener: a flood of strangers between two turns does not push the
+/// worker's own one out.
+pub const DOORBELL_BACKLOG: i32 = 1024;
+
+/// Doorbell messages read, and strangers turned away, in one turn.
+pub const DOORBELL_TURN: usize = 64;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
-use super::correlation::{Admission, Admitted, Phase, Refused};
+use super::correlation::{Admission, Admitted, Phase, Refused, Source};
 use super::forward::Wakes;
 use super::link::{self, Link, Sleeper};
 use super::shared::{Lane, Shared};
@@ -38,8 +38,8 @@ pub(super) struct Outbound {
 /// Its payload.
 pub(super) enum Payload<'a> {
     Bytes(&'a [u8]),
-    /// Written in place; the first so many bytes of it.
-    Block(Block, usize),
+    /// Written in place, in this worker's lane; the first so many bytes of it.
+    Block(Source, Block, usize),
     /// Written in private memory, to be copied behind the envelope; the first so many bytes of it.
     Staged(Box<[u8]>, usize),
 }
@@ -48,14 +48,25 @@ impl Payload<'_> {
     pub fn len(&self) -> usize {
         match self {
             Self::Bytes(bytes) => bytes.len(),
-            Self::Block(_, len) | Self::Staged(_, len) => *len,
+            Self::Block(_, _, len) | Self::Staged(_, len) => *len,
+        }
+    }
+
+    /// A loan whose worker has died since is sent to the successor from private memory.
+    #[inline(always)]
+    fn without_block_of_another(self, source: Source) -> Self {
+        match self {
+            Self::Block(of, block, len) if of != source => {
+                Self::Staged(block[..len].to_vec().into_boxed_slice(), len)
+            }
+            payload => payload,
         }
     }
 
     pub fn into_vec(self) -> Vec<u8> {
         match self {
             Self::Bytes(bytes) => bytes.to_vec(),
-            Self::Block(block, len) => block[..len].to_vec(),
+            Self::Block(_, block, len) => block[..len].to_vec(),
             Self::Staged(bytes, len) => {
                 let mut bytes = bytes.into_vec();
                 bytes.truncate(len);
@@ -67,7 +78,8 @@ impl Payload<'_> {
 
 /// Where a loan's bytes are.
 pub(super) enum Buffer {
-    Block(Block),
+    /// In this worker's lane.
+    Block(Source, Block),
     Staged(Box<[u8]>),
 }
 
@@ -97,7 +109,7 @@ impl Shared {
         }
         let lane = outbound.lane.map_or_else(|| self.lane_for(group, outbound.key), usize::from);
         match &self.lanes[lane] {
-            Lane::Worker(link) => self.submit_to_lane(link, group, outbound, payload),
+            Lane::Worker(seat) => self.submit_to_lane(seat.link(), group, outbound, payload),
             Lane::Local(local) => local.submit(&self.correlation, outbound, payload),
         }
     }
@@ -117,6 +129,7 @@ impl Shared {
         Ok(group)
     }
 
+    #[inline(always)]
     fn submit_to_lane<'a>(
         &self,
         link: &Link,
@@ -124,16 +137,43 @@ impl Shared {
         outbound: &Outbound,
         payload: Payload<'a>,
     ) -> Result<Admitted, NotTaken<'a>> {
-        if !link.is_live() {
-            return Err(NotTaken::Failed(self.dead(link, group)));
+        let admitted = self.try_submit(link, group, outbound, payload);
+        if let Err(NotTaken::Busy(_)) = admitted {
+            // What is queued here may have found no room because of a block that has just been given back.
+            self.flush_behind_fence(link);
         }
-        // What comes from other groups goes first.
-        if link.forwards.waiting() != 0 {
+        admitted
+    }
+
+    fn try_submit<'a>(
+        &self,
+        link: &Link,
+        group: GroupId,
+        outbound: &Outbound,
+        payload: Payload<'a>,
+    ) -> Result<Admitted, NotTaken<'a>> {
+        if !link.is_live() {
+            // It waits for the successor, like what is there already.
+            let refused = if link.is_lost() {
+                NotTaken::Failed(self.dead(link, group))
+            } else {
+                NotTaken::Busy(payload)
+            };
+            return Err(refused);
+        }
+        let payload = payload.without_block_of_another(link.source);
+        // What comes from other groups goes first; but a loan holds the very room that it may be waiting for.
+        if link.forwards.waiting() != 0 && !matches!(payload, Payload::Block(..)) {
             return Err(NotTaken::Busy(payload));
         }
         link.end.prepare();
-        let outgoing = match &payload {
-            Payload::Bytes(bytes) if bytes.len() > link.end.inline_bytes() => {
+        let in_memory = match &payload {
+            Payload::Bytes(bytes) => bytes,
+            Payload::Staged(bytes, len) => &bytes[..*len],
+            Payload::Block(..) => &[],
+        };
+        let outgoing = match in_memory {
+            bytes if bytes.len() > link.end.inline_bytes() => {
                 let Ok(mut block) = link.end.arena().take(bytes.len()) else {
                     return Err(NotTaken::Busy(payload));
                 };
@@ -179,7 +219,7 @@ impl Shared {
         };
         let staged;
         let outgoing = match (outgoing, payload) {
-            (Some((block, len)), _) | (None, Payload::Block(block, len)) => Outgoing::Block(block, len),
+            (Some((block, len)), _) | (None, Payload::Block(_, block, len)) => Outgoing::Block(block, len),
             (None, Payload::Bytes(bytes)) => Outgoing::Inline(bytes),
             (None, Payload::Staged(bytes, len)) => {
                 staged = bytes;
@@ -246,7 +286,7 @@ impl Shared {
         mut try_again: impl FnMut() -> bool,
     ) -> Result<(), NotTaken<'static>> {
         let group = self.group_of(outbound.target);
-        let lane = outbound.lane.map_or_else(|| self.lane_for(group, outbound.key), usize::from);
+        let lane = self.lane_of(outbound);
         let Some(link) = self.lanes[lane].link().or_else(|| self.links().next()) else {
             return self.wait_for_local_room(outbound, try_again);
         };
@@ -257,7 +297,8 @@ impl Shared {
             if try_again() {
                 break Ok(());
             }
-            if !self.lanes[lane].is_live() {
+            // While another process of the group lives, the next try finds its way there.
+            if self.lanes[lane].is_lost() && self.lanes[self.lane_of(outbound)].is_lost() {
                 break Err(NotTaken::Failed(self.dead(link, group)));
             }
             if self.stopping.load(Ordering::SeqCst) {
@@ -276,7 +317,7 @@ impl Shared {
             }
             if next == Next::Sleep {
                 let until_ns = if outbound.deadline_ns == 0 { u64::MAX } else { outbound.deadline_ns };
-                if self.sleep_for_room(link, &word, until_ns, &mut try_again) {
+                if self.sleep_for_room(link, outbound, &word, until_ns, &mut try_again) {
                     break Ok(());
                 }
                 spinner.renew();
@@ -292,6 +333,7 @@ impl Shared {
     fn sleep_for_room(
         &self,
         link: &Link,
+        outbound: &Outbound,
         word: &Arc<Word>,
         until_ns: u64,
         try_again: &mut impl FnMut() -> bool,
@@ -305,7 +347,7 @@ impl Shared {
                 links.push(link);
             }
             link::sleep(&links, &self.correlation, &Sleeper::Room(Arc::clone(word)), until_ns, || {
-                link.is_live()
+                !self.lanes[self.lane_of(outbound)].is_lost()
                     && !self.stopping.load(Ordering::SeqCst)
                     && self.room_made.load(Ordering::SeqCst) == seen
             });
@@ -341,7 +383,8 @@ impl Shared {
     #[inline(always)]
     pub fn look_at(&self, lane: &Lane) -> bool {
         match lane {
-            Lane::Worker(link) => {
+            Lane::Worker(seat) => {
+                let link = seat.link();
                 let read = self.read(link);
                 if read {
                     link.stop_looking_after_read(&self.correlation);
@@ -351,6 +394,12 @@ impl Shared {
             }
             Lane::Local(local) => local.help(self),
         }
+    }
+
+    /// The lane that a request is to take, as things are now.
+    fn lane_of(&self, outbound: &Outbound) -> usize {
+        let chosen = || self.lane_for(self.group_of(outbound.target), outbound.key);
+        outbound.lane.map_or_else(chosen, usize::from)
     }
 
     pub fn dead(&self, link: &Link, group: GroupId) -> Failure {
@@ -379,29 +428,33 @@ impl Shared {
         };
         let mut block = None;
         self.wait_for_room(outbound, || {
-            block = link.end.arena().take(len).ok();
+            // What comes from other groups goes first.
+            block = (link.forwards.waiting() == 0).then(|| link.end.arena().take(len).ok()).flatten();
             block.is_some()
         })?;
-        Ok(Buffer::Block(block.expect("there is room")))
+        Ok(Buffer::Block(link.source, block.expect("there is room")))
     }
 
     /// A loan from this lane is over: sent, or given back.
     pub fn loan_ended(&self, lane: Option<u16>) {
-        fence(Ordering::SeqCst);
         if let Some(link) = lane.and_then(|lane| self.lanes[usize::from(lane)].link()) {
-            let mut wakes = Wakes::new();
-            self.flush(link, &mut wakes);
-            self.wake(wakes);
+            self.flush_behind_fence(link);
         }
+        fence(Ordering::SeqCst);
         self.room_came_free();
+    }
+
+    /// Room was made in a lane other than by reading there.
+    fn flush_behind_fence(&self, link: &Link) {
+        fence(Ordering::SeqCst);
+        let mut wakes = Wakes::new();
+        self.flush(link, &mut wakes);
+        self.wake(wakes);
     }
 
     /// Reads the request's lane once, so that what its replies free can be used.
     pub fn look_for_room(&self, outbound: &Outbound) {
-        let lane = outbound
-            .lane
-            .map_or_else(|| self.lane_for(self.group_of(outbound.target), outbound.key), usize::from);
-        if let Some(link) = self.lanes[lane].link()
+        if let Some(link) = self.lanes[self.lane_of(outbound)].link()
             && self.read(link)
         {
             link.stop_looking_after_read(&self.correlation);

@@ -14,6 +14,7 @@ use super::stop::{Drain, Life, StopReport};
 use super::summary::Summary;
 use crate::base::clock::Deadline;
 use crate::base::ids::NodeId;
+use crate::doorbell::Reject;
 
 /// A name that no node of the plan has.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -38,16 +39,22 @@ impl Engine {
         &self.life.shared
     }
 
-    /// Frames sent to and read from the first worker.
+    /// Frames sent to and read from the worker of a lane, if it has one.
     #[cfg(feature = "testing")]
-    pub(crate) fn ring_positions(&self) -> Option<(u64, u64)> {
-        self.shared().links().next().map(|link| link.end.positions())
+    pub(crate) fn ring_positions(&self, lane: usize) -> Option<(u64, u64)> {
+        self.shared().lanes[lane].link().map(|link| link.end.positions())
     }
 
-    /// Whether the first worker says that it has begun the request at this position of its ring.
+    /// Frames of a lane whose end has not been read.
     #[cfg(feature = "testing")]
-    pub(crate) fn has_begun(&self, position: u64) -> bool {
-        self.shared().links().next().is_some_and(|link| link.end.started(position))
+    pub(crate) fn open_frames(&self, lane: usize) -> u64 {
+        self.shared().lanes[lane].load()
+    }
+
+    /// Whether the request at this position of a lane has been begun, as far as its worker tells.
+    #[cfg(feature = "testing")]
+    pub(crate) fn has_begun(&self, lane: u16, position: u64) -> bool {
+        self.shared().started()(self.shared().lanes[usize::from(lane)].source(), position)
     }
 
     /// The node of this name. Resolve it once and keep it.
@@ -91,6 +98,11 @@ impl Engine {
         &self.life.summary
     }
 
+    /// The workers' processes as they are now, in the order of groups; the start summary has those of the start.
+    pub fn worker_pids(&self) -> Vec<i32> {
+        self.shared().workers.lock().living.values().map(|worker| worker.pid()).collect()
+    }
+
     /// The counters, summed over all lanes.
     pub fn counters(&self) -> Counters {
         self.shared().correlation.all_counters()
@@ -109,6 +121,14 @@ impl Engine {
     /// The newest 256 ends and drops, oldest first.
     pub fn events(&self) -> Vec<Event> {
         self.shared().correlation.events()
+    }
+
+    /// What the workers' doorbells have refused since the start: each reason by its stable name, with how often.
+    pub fn doorbell_rejects(&self) -> Vec<(&'static str, u64)> {
+        let roll = self.shared().workers.lock();
+        let mut sum = roll.rejects;
+        roll.living.values().for_each(|worker| sum.add(&worker.rejects()));
+        Reject::ALL.iter().map(|reason| (reason.name(), sum.of(*reason))).collect()
     }
 
     /// Ends the engine: refuses new requests, waits for what is in flight, fails what remains with category

@@ -9,34 +9,27 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
-use super::correlation::{
-    Admission, Admitted, Branch, Correlation, Outcome, Refused, RootKey, Source, Verdict,
-};
+use super::correlation::{Admission, Admitted, Branch, Correlation, Refused, RootKey, Source};
 use super::dispatch::{NotTaken, Outbound, Payload};
-use super::forward::{Carried, Wakes};
+use super::forward::Wakes;
+use super::local_port::LocalPort;
 use super::shared::{Lane, Shared};
 use crate::base::clock::has_passed;
-use crate::base::failure::ExecutionClass;
 use crate::base::ids::{GroupId, Identity, NodeId, Ticket};
-use crate::base::sync;
-use crate::lane::LastMark;
-use crate::node::EmitError;
-use crate::node::executor::{self, Executor, Port};
+use crate::node::executor::{self, Executor};
 use crate::node::request::Cancellation;
 use crate::os::clock;
-use crate::wire::envelope::{Envelope, flags, kind, status};
-use crate::wire::error;
 
 /// A request that waits for its states.
 pub(super) struct Job {
     /// Its place in the order of this lane's requests, from 0.
     position: u64,
     cancelled: bool,
-    root: RootKey,
-    ticket: Ticket,
+    pub root: RootKey,
+    pub ticket: Ticket,
     target: u16,
-    identity: Identity,
-    deadline_ns: u64,
+    pub identity: Identity,
+    pub deadline_ns: u64,
     payload: Vec<u8>,
     /// It came from another group, and its bytes are counted as held between groups.
     forwarded: bool,
@@ -67,6 +60,8 @@ pub(super) struct Local {
     queue: Mutex<Queue>,
     /// Requests that have been begun.
     begun: AtomicU64,
+    /// Requests that have been run to their end, or skipped.
+    ended: AtomicU64,
     /// The latest request, + 1, that was cancelled after it had left the queue.
     cancelled: AtomicU64,
     /// How many new requests may wait.
@@ -100,6 +95,7 @@ impl Local {
             executor: Mutex::new(executor),
             queue: Mutex::default(),
             begun: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
             cancelled: AtomicU64::new(0),
             capacity,
         }
@@ -168,9 +164,13 @@ impl Local {
         self.begun.load(Ordering::Acquire) > position
     }
 
-    /// Requests that wait.
+    /// Requests that wait or run.
     pub fn load(&self) -> u64 {
-        lock(&self.queue).jobs.len() as u64
+        lock(&self.queue).count - self.ended.load(Ordering::SeqCst)
+    }
+
+    fn is_waited_for(&self) -> bool {
+        !lock(&self.queue).jobs.is_empty()
     }
 
     fn pop(&self) -> Option<Job> {
@@ -186,17 +186,18 @@ impl Local {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => {
                 // Whoever runs may have found the queue empty just before something came into it.
-                if self.load() > 0 {
+                if self.is_waited_for() {
                     shared.runner.kick();
                 }
                 return false;
             }
         };
         let Some(job) = self.pop() else { return false };
-        self.run(shared, &mut executor, &job);
+        let wakes = self.run(shared, &mut executor, &job);
         drop(executor);
+        self.has_run(shared, wakes);
         // Whoever found the lock taken sleeps now; what it waits for must not be left standing.
-        if self.load() > 0 {
+        if self.is_waited_for() {
             shared.runner.kick();
         }
         true
@@ -208,12 +209,15 @@ impl Local {
         loop {
             let mut executor = lock(&self.executor);
             let Some(job) = self.pop() else { return ran };
-            self.run(shared, &mut executor, &job);
+            let wakes = self.run(shared, &mut executor, &job);
+            drop(executor);
+            self.has_run(shared, wakes);
             ran = true;
         }
     }
 
-    fn run(&self, shared: &Shared, executor: &mut Executor, job: &Job) {
+    /// Runs a request to its end. Returns who must be told, once the states are free again.
+    fn run(&self, shared: &Shared, executor: &mut Executor, job: &Job) -> Wakes {
         let correlation = &shared.correlation;
         if job.forwarded {
             shared.forward_gone(&job.payload);
@@ -221,7 +225,7 @@ impl Local {
         if job.deadline_ns != 0 {
             shared.expire_if_due(job.root, clock::monotonic_ns());
         }
-        let mut port = LocalPort { local: self, shared, job, wakes: Wakes::new() };
+        let mut port = LocalPort::new(self.source, self.group, shared, job);
         let given_up = GivenUp { local: self, correlation, job };
         if !job.cancelled && !given_up.is_cancelled() {
             // Release: what made the request is older; pairs with `started`.
@@ -234,9 +238,15 @@ impl Local {
             };
             executor.execute(&incoming, &given_up, &mut port);
         }
-        port.finish();
-        shared.wake(port.wakes);
-        // The end of a request makes room in the queue; a full fence is behind the frames.
+        port.finish()
+    }
+
+    /// A request has been run, and its states are free.
+    fn has_run(&self, shared: &Shared, wakes: Wakes) {
+        self.ended.fetch_add(1, Ordering::SeqCst);
+        shared.wake(wakes);
+        // The end of a request makes room in the queue.
+        fence(Ordering::SeqCst);
         shared.room_came_free();
     }
 }
@@ -296,159 +306,6 @@ impl Cancellation for GivenUp<'_> {
                 && self.correlation.is_open(self.job.root)
                 && has_passed(self.job.deadline_ns, clock::monotonic_ns())
     }
-}
-
-/// Hands frames straight to the correlation table.
-struct LocalPort<'a> {
-    local: &'a Local,
-    shared: &'a Shared,
-    job: &'a Job,
-    wakes: Wakes,
-}
-
-impl LocalPort<'_> {
-    fn envelope(&self, kind: u8, status: u8) -> Envelope {
-        let identity = self.job.identity;
-        Envelope {
-            trace_id: identity.trace_id.to_words(),
-            ticket: self.job.ticket.0,
-            reply_to: identity.reply_to,
-            run: identity.run,
-            scenario: identity.scenario,
-            kind,
-            status,
-            ..Envelope::default()
-        }
-    }
-
-    /// The clock as frames of this request are judged by it.
-    fn now_ns(&self) -> u64 {
-        let now_ns = if self.job.deadline_ns == 0 { clock::coarse_ns() } else { clock::monotonic_ns() };
-        if has_passed(self.job.deadline_ns, now_ns) {
-            // The node was not interrupted, but what comes after the deadline is late.
-            self.shared.expire_if_due(self.job.root, now_ns);
-        }
-        now_ns
-    }
-
-    fn frame(
-        &mut self,
-        kind: u8,
-        status: u8,
-        last: LastMark,
-        outcome: Outcome,
-        fill: impl FnOnce(&[sync::AtomicU64]),
-    ) {
-        let now_ns = self.now_ns();
-        let envelope = self.envelope(kind, status);
-        let verdict =
-            self.shared.correlation.frame(self.local.source, &envelope, last, outcome, now_ns, fill);
-        if let Verdict::Ended(index, aftermath) = verdict.expect("the engine's own frames keep the rules") {
-            self.shared.settle(index, aftermath, &mut self.wakes);
-        }
-        if last == LastMark::Ended {
-            self.shared.branch_ended(&envelope, &mut self.wakes);
-        }
-    }
-
-    fn finish(&mut self) {
-        self.frame(kind::DONE, status::SUCCESS, LastMark::Ended, Outcome::Inline { len: 0 }, |_| {});
-    }
-
-    fn check(&self, len: usize) -> Result<(), EmitError> {
-        let limit = self.max_payload();
-        if len <= limit { Ok(()) } else { Err(EmitError::TooLarge { size: len, limit }) }
-    }
-
-    fn cell_bytes(&self) -> usize {
-        8 * self.shared.correlation.cell(self.job.root.index).len()
-    }
-
-    fn reply_heap(&mut self, payload: Box<[u8]>) {
-        let (shared, index) = (self.shared, self.job.root.index);
-        let keep = |_: &[sync::AtomicU64]| shared.keep_payload(index, payload);
-        self.frame(kind::TERMINAL, status::SUCCESS, LastMark::No, Outcome::Heap, keep);
-    }
-}
-
-/// Puts bytes into a root's cell. Relaxed: published by the end of the root.
-pub(super) fn fill_cell(cell: &[sync::AtomicU64], payload: &[u8]) {
-    for (word, bytes) in cell.iter().zip(payload.chunks(8)) {
-        let mut value = [0; 8];
-        value[..bytes.len()].copy_from_slice(bytes);
-        word.store(u64::from_le_bytes(value), Ordering::Relaxed);
-    }
-}
-
-impl Port for LocalPort<'_> {
-    fn max_payload(&self) -> usize {
-        self.shared.geometry.reply_arena_bytes
-    }
-
-    fn max_onward(&self) -> usize {
-        self.max_payload().min(self.shared.max_payload())
-    }
-
-    fn reply(&mut self, _source: NodeId, payload: &[u8]) -> Result<(), EmitError> {
-        self.check(payload.len())?;
-        if payload.len() > self.cell_bytes() {
-            self.reply_heap(payload.into());
-        } else {
-            let outcome = Outcome::Inline { len: payload.len() as u32 };
-            self.frame(kind::TERMINAL, status::SUCCESS, LastMark::No, outcome, |cell| {
-                fill_cell(cell, payload)
-            });
-        }
-        Ok(())
-    }
-
-    fn reply_with(
-        &mut self,
-        source: NodeId,
-        len: usize,
-        fill: &mut dyn FnMut(&mut [u8]),
-    ) -> Result<(), EmitError> {
-        self.check(len)?;
-        let mut payload = vec![0; len];
-        fill(&mut payload);
-        if len > self.cell_bytes() {
-            self.reply_heap(payload.into());
-            return Ok(());
-        }
-        self.reply(source, &payload)
-    }
-
-    fn pass_on(&mut self, way: executor::Way, payload: &[u8]) -> Result<(), EmitError> {
-        self.check(payload.len())?;
-        let now_ns = self.now_ns();
-        let envelope = Envelope {
-            source: way.source.0,
-            target: way.target.0,
-            deadline_ns: way.key.unwrap_or(0),
-            flags: if way.key.is_some() { flags::KEYED } else { 0 },
-            ..self.envelope(kind::OUTPUT, status::SUCCESS)
-        };
-        let (source, group) = (self.local.source, self.local.group);
-        let carried = Carried::Heap(payload);
-        let passed =
-            self.shared.pass(source, group, &envelope, LastMark::No, carried, now_ns, &mut self.wakes);
-        passed.expect("the engine's own frames keep the rules");
-        Ok(())
-    }
-
-    fn fail(&mut self, _source: NodeId, class: ExecutionClass, code: u32, text: &str) {
-        let mut payload = [0; error::MAX_BYTES];
-        let len = error::encode(class, code, text, self.cell_bytes(), &mut payload);
-        if class == ExecutionClass::Misrouted {
-            self.shared.correlation.misrouted(self.local.source.lane);
-        }
-        let outcome = Outcome::Error { len: len as u32 };
-        self.frame(kind::TERMINAL, status::ERROR, LastMark::No, outcome, |cell| {
-            fill_cell(cell, &payload[..len])
-        });
-    }
-
-    fn progress(&mut self) {}
 }
 
 #[cfg(all(test, not(loom)))]

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::correlation::{Aftermath, EndedRoot, Outcome, Passage, RootKey, Source, Verdict, Way};
 use super::forward::{Carried, Onward, Wakes};
 use super::link::{Link, wake};
-use super::local::fill_cell;
+use super::local_port::fill_cell;
 use super::shared::{Lane, Shared};
 use crate::base::clock::has_passed;
 use crate::base::failure::{Cause, ExecutionClass, KilledFor, Rule};
@@ -84,7 +84,7 @@ impl Shared {
             FramePayload::Block(_) if link.end.holds_much() => Outcome::Heap,
             FramePayload::Block(block) => {
                 let (payload_at, len) = block.to_words();
-                Outcome::Block { lane: link.source.lane, payload_at, len }
+                Outcome::Block { source: link.source, payload_at, len }
             }
         };
         let verdict =
@@ -181,10 +181,13 @@ impl Shared {
             return Err(Rule::PayloadLength);
         }
         let way = Way { from: group, to, max_hops: edge.max_hops };
+        // Looked for before the root is: if that has ended in between, nothing goes on. The other way round, its
+        // owner may have taken it out of its run meanwhile, and its frame would overtake others.
+        let order = self.order_of(self.correlation.root_of(envelope));
         match self.correlation.output(source, envelope, last, way, now_ns)? {
             Passage::On(branch) => {
                 let onward = Onward { source: envelope.source, target, key };
-                match self.order_of(branch.root.index) {
+                match order {
                     Some(order) => order.output(self, envelope.ticket, branch, onward, payload, wakes)?,
                     None => self.hand_on(branch, onward, payload, wakes),
                 }
@@ -203,19 +206,22 @@ impl Shared {
         }
     }
 
-    /// What follows an end: its owner is to be told; a detached root is freed.
+    /// What follows an end: its owner is to be told, or there is none and the root is to be freed.
     pub fn settle(&self, index: u32, aftermath: Aftermath, wakes: &mut Wakes) {
-        if aftermath.detached {
-            self.discard(index);
-            self.end_unattended(true);
-        } else if aftermath.asleep || aftermath.awaited {
+        if aftermath.detached || aftermath.asleep || aftermath.awaited {
             wakes.push((index, aftermath));
         }
     }
 
-    /// Tells owners. Call it without a role or a lock: wakers are the user's.
+    /// Tells owners, and frees roots that have none. Call it without a role, a lock or a pin: wakers are the
+    /// user's, and who frees a root waits until nobody pins it.
     pub fn wake(&self, wakes: Wakes) {
         for (index, aftermath) in wakes {
+            if aftermath.detached {
+                self.discard(index);
+                self.end_unattended(true);
+                continue;
+            }
             if aftermath.asleep {
                 wake(self.correlation.wake_word(index));
             }
@@ -228,9 +234,9 @@ impl Shared {
     /// Ends of several roots by something other than a frame: tells the workers, and then the owners.
     pub fn after_all(&self, ended: Vec<EndedRoot>, wakes: &mut Wakes) {
         // The latest first: who stops running the oldest must not begin the next.
-        for (lane, position) in ended.iter().rev().flat_map(|root| root.frames.iter().rev()) {
-            match &self.lanes[usize::from(*lane)] {
-                Lane::Worker(link) => link.end.cancel(*position),
+        for (source, position) in ended.iter().rev().flat_map(|root| root.frames.iter().rev()) {
+            match &self.lanes[usize::from(source.lane)] {
+                Lane::Worker(_) => self.link_of(*source).end.cancel(*position),
                 Lane::Local(local) => local.cancel(*position),
             }
         }
@@ -274,9 +280,9 @@ impl Shared {
     }
 
     /// Tells whether the worker of a lane had begun a position.
-    pub fn started(&self) -> impl Fn(u16, u64) -> bool {
-        |lane, position| match &self.lanes[usize::from(lane)] {
-            Lane::Worker(link) => link.end.started(position),
+    pub fn started(&self) -> impl Fn(Source, u64) -> bool {
+        |source, position| match &self.lanes[usize::from(source.lane)] {
+            Lane::Worker(_) => self.link_of(source).end.started(position),
             Lane::Local(local) => local.started(position),
         }
     }

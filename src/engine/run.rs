@@ -321,7 +321,7 @@ impl Shared {
         let lanes = usize::from(route.first)..usize::from(route.first + route.processes);
         self.holds_too_much()
             || lanes.into_iter().all(|lane| match self.lanes[lane].link() {
-                Some(link) => link.forwards.waiting() != 0 || !link.end.has_room(),
+                Some(link) => !link.is_live() || link.forwards.waiting() != 0 || !link.end.has_room(),
                 None => false,
             })
     }

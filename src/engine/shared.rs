@@ -1,6 +1,7 @@
 //! What all handles of an engine share. The way of a request through it: `dispatch.rs`, `reader.rs`, and between
 //! two groups `forward.rs`.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -11,37 +12,65 @@ use super::in_order::InOrder;
 use super::link::Link;
 use super::local::{Local, Runner};
 use super::order::Reach;
+use super::revival::{Recipe, Revived};
+use super::seat::Seat;
 use super::stop::WorkerStop;
 use crate::base::clock::Deadline;
 use crate::base::failure::Cause;
 use crate::base::ids::{GroupId, NodeId};
 use crate::base::waiting::Waiting;
+use crate::doorbell::Rejects;
 use crate::os::clock;
 use crate::os::poll::EventFd;
 use crate::plan::placement::Placement;
+use crate::supervisor::{Listener, StartError, Worker};
 use crate::wire::geometry::Geometry;
 
 /// Deadlines this far away are counted from the coarse clock.
 const COARSE_FROM: Duration = Duration::from_millis(100);
 
-/// How workers ended, for whoever waits for that.
+/// The workers of all lanes, for whoever stops them.
 #[derive(Default)]
-pub(super) struct Exits {
-    pub ended: Mutex<Vec<WorkerStop>>,
+pub(super) struct Workers {
+    pub now: Mutex<Roll>,
     pub changed: Condvar,
+}
+
+/// Who there is, and how those ended who were there before, each by lane.
+#[derive(Default)]
+pub(super) struct Roll {
+    pub living: BTreeMap<u16, Arc<Worker>>,
+    /// The latest end of each.
+    pub ended: BTreeMap<u16, WorkerStop>,
+    /// What the doorbells of the dead had refused.
+    pub rejects: Rejects,
+}
+
+impl Workers {
+    pub fn lock(&self) -> MutexGuard<'_, Roll> {
+        lock(&self.now)
+    }
 }
 
 /// One process's worth of a group.
 pub(super) enum Lane {
-    Worker(Box<Link>),
+    Worker(Box<Seat>),
     Local(Box<Local>),
 }
 
 impl Lane {
+    pub fn seat(&self) -> Option<&Seat> {
+        match self {
+            Self::Worker(seat) => Some(seat),
+            Self::Local(_) => None,
+        }
+    }
+
+    /// The lane of its worker's latest life.
     #[inline(always)]
     pub fn link(&self) -> Option<&Link> {
         match self {
-            Self::Worker(link) => Some(link),
+            Self::Worker(seat) => Some(seat.link()),
             Self::Local(_) => None,
         }
     }
@@ -53,24 +82,30 @@ impl Lane {
         }
     }
 
-    pub fn is_live(&self) -> bool {
-        self.link().is_none_or(Link::is_live)
+    /// Whether nothing can come of a request here any more.
+    pub fn is_lost(&self) -> bool {
+        self.link().is_some_and(Link::is_lost)
     }
 
-    fn load(&self) -> u64 {
+    /// How much stands here or waits for it: what lives before what must wait for a successor.
+    pub fn load(&self) -> u64 {
         match self {
-            Self::Worker(link) => link.load(),
+            Self::Worker(seat) if !seat.link().is_live() => WAITING_FOR_SUCCESSOR,
+            Self::Worker(seat) => seat.link().load(),
             Self::Local(local) => local.load(),
         }
     }
 
     pub fn source(&self) -> Source {
         match self {
-            Self::Worker(link) => link.source,
+            Self::Worker(seat) => seat.link().source,
             Self::Local(local) => local.source,
         }
     }
 }
+
+/// The load of a lane whose worker is dead and to be restarted.
+const WAITING_FOR_SUCCESSOR: u64 = 1 << 62;
 
 /// The lanes of one group.
 #[derive(Clone, Copy, Debug)]
@@ -129,7 +164,13 @@ pub(super) struct Shared {
     pub ending: AtomicBool,
     /// Workers are being stopped: an exit is no failure.
     pub stopping_workers: AtomicBool,
-    pub exits: Exits,
+    pub workers: Workers,
+    /// Successors that have been started, or could not be, by lane; for the engine's thread.
+    pub revived: Mutex<Vec<(u16, Result<Revived, StartError>)>>,
+    /// How a successor is started.
+    pub recipe: Recipe,
+    /// Who is told of what happens to workers.
+    pub listener: Option<Listener>,
     pub runner: Runner,
 }
 
@@ -170,7 +211,7 @@ impl Shared {
         }
         let mut least = (u64::MAX, first);
         for lane in first..first + processes {
-            if self.lanes[lane].is_live() {
+            if !self.lanes[lane].is_lost() {
                 least = least.min((self.lanes[lane].load(), lane));
             }
             if least.0 == 0 {
@@ -259,11 +300,11 @@ impl Shared {
     /// Leaves a waker with a root; false if the root has ended.
     pub fn leave_waker(&self, index: u32, generation: u64, waker: &Waker) -> bool {
         let mut place = lock(&self.wakers[index as usize]);
-        match &mut *place {
-            Some((of, known)) if *of == generation => known.clone_from(waker),
-            place => *place = Some((generation, waker.clone())),
-        }
+        let known = place.as_ref().is_some_and(|(of, known)| *of == generation && known.will_wake(waker));
+        let former = if known { None } else { place.replace((generation, waker.clone())) };
         drop(place);
+        // It is the user's, and may own what comes back in here: not under the lock.
+        drop(former);
         self.correlation.await_end(index)
     }
 
@@ -278,19 +319,20 @@ impl Shared {
 
     /// Forgets the waker of a root.
     pub fn drop_waker(&self, index: u32) {
-        drop(lock(&self.wakers[index as usize]).take());
+        let waker = lock(&self.wakers[index as usize]).take();
+        drop(waker);
     }
 
     // ---- runs ----
 
-    /// The run that a root belongs to.
+    /// The run that a root belongs to; none for what is no root.
     #[inline(always)]
     pub fn order_of(&self, index: u32) -> Option<Arc<InOrder>> {
         // Relaxed: a run counts itself before it registers its first root.
         if self.runs.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        lock(&self.orders[index as usize]).clone()
+        self.orders.get(index as usize).and_then(|order| lock(order).clone())
     }
 
     /// Says that a root belongs to a run, or no more.
@@ -304,8 +346,8 @@ impl Shared {
     pub fn discard(&self, index: u32) {
         let (outcome, ..) = self.correlation.outcome(index);
         match outcome {
-            Outcome::Block { lane, payload_at, len } => {
-                let link = self.link(lane);
+            Outcome::Block { source, payload_at, len } => {
+                let link = self.link_of(source);
                 link.end.release(link.end.held_block(payload_at, len));
             }
             Outcome::Heap => drop(self.take_payload(index)),
@@ -314,9 +356,15 @@ impl Shared {
         self.free(index);
     }
 
-    /// The lane of a worker's block.
+    /// The lane of one life of a worker.
+    pub fn link_of(&self, source: Source) -> &Link {
+        let seat = self.lanes[usize::from(source.lane)].seat();
+        seat.and_then(|seat| seat.life(source.incarnation)).expect("a life that was begun")
+    }
+
+    /// The lane of a worker's latest life.
     pub fn link(&self, lane: u16) -> &Link {
-        self.lanes[usize::from(lane)].link().expect("a block belongs to a worker's lane")
+        self.lanes[usize::from(lane)].link().expect("the lane of a worker")
     }
 
     /// Keeps the payload of a root that is ending.

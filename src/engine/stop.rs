@@ -62,8 +62,6 @@ pub(super) struct Parts {
 /// What ends with the last handle.
 pub(super) struct Life {
     pub shared: Arc<Shared>,
-    /// In the order of their lanes.
-    pub workers: Vec<Arc<Worker>>,
     pub summary: Summary,
     pub term_timeout: Duration,
     /// The process that started it.
@@ -87,6 +85,7 @@ impl Life {
         let Some(parts) = self.parts.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return StopReport::default();
         };
+        self.each_worker(Worker::tell_to_drain);
         self.drain(drain);
         let cut_off = self.cut_off();
         self.end_workers();
@@ -98,9 +97,7 @@ impl Life {
             let _ = thread.join();
         }
         drop(parts.capture);
-        let mut workers = shared.exits.ended.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let place = |stop: &WorkerStop| self.workers.iter().position(|worker| worker.pid() == stop.pid);
-        workers.sort_by_key(place);
+        let workers = shared.workers.lock().ended.values().cloned().collect();
         StopReport { workers, cut_off }
     }
 
@@ -139,29 +136,33 @@ impl Life {
     /// STOP to all, then SIGTERM (and SIGCONT), then SIGKILL, each to the whole process group.
     fn end_workers(&self) {
         self.shared.stopping_workers.store(true, Ordering::SeqCst);
-        let all = |step: fn(&Worker)| self.workers.iter().rev().for_each(|worker| step(worker));
-        all(Worker::tell_to_stop);
+        self.shared.bell.ring();
+        self.each_worker(Worker::tell_to_stop);
         if self.have_ended_within(self.term_timeout) {
             return;
         }
-        all(Worker::terminate);
+        self.each_worker(Worker::terminate);
         if self.have_ended_within(self.term_timeout) {
             return;
         }
-        all(Worker::kill);
+        self.each_worker(Worker::kill);
         // SIGKILL cannot be refused; the engine's thread reaps and tells.
         while !self.have_ended_within(Duration::from_secs(1)) {
-            all(Worker::kill);
+            self.each_worker(Worker::kill);
         }
     }
 
+    /// The latest in the plan first.
+    fn each_worker(&self, step: fn(&Worker)) {
+        let workers: Vec<_> = self.shared.workers.lock().living.values().cloned().collect();
+        workers.iter().rev().for_each(|worker| step(worker));
+    }
+
     fn have_ended_within(&self, limit: Duration) -> bool {
-        let exits = &self.shared.exits;
-        let ended = exits.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = self.workers.len();
-        let wait = exits.changed.wait_timeout_while(ended, limit, |ended| ended.len() < all);
-        let (ended, _) = wait.unwrap_or_else(PoisonError::into_inner);
-        ended.len() == all
+        let workers = &self.shared.workers;
+        let wait = workers.changed.wait_timeout_while(workers.lock(), limit, |roll| !roll.living.is_empty());
+        let (roll, _) = wait.unwrap_or_else(PoisonError::into_inner);
+        roll.living.is_empty()
     }
 }
 

@@ -63,14 +63,20 @@ impl<'s> Watch<'s> {
         self.shared.correlation.moves(self.key.index) != self.moves
     }
 
+    #[inline(always)]
+    fn has_ended(&self) -> bool {
+        self.shared.correlation.phase(self.key) == Phase::Ended
+    }
+
     /// Reads what is there, or runs what may be run; whether there was anything.
     #[inline(always)]
     fn look(&mut self) -> bool {
         let mut found = false;
         for lane in self.all() {
             found |= match lane {
-                Lane::Worker(link) => self.shared.read(link),
-                Lane::Local(local) => local.help(self.shared),
+                Lane::Worker(seat) => self.shared.read(seat.link()),
+                // Who has got what it waits for runs nothing more.
+                Lane::Local(local) => !self.has_ended() && local.help(self.shared),
             };
         }
         self.has_read |= found;
@@ -80,7 +86,11 @@ impl<'s> Watch<'s> {
     /// Reads or runs what the root does not wait for itself.
     #[inline(always)]
     fn look_along_the_run(&self) -> bool {
-        !self.run.is_empty() && self.others().fold(false, |found, lane| self.shared.look_at(lane) | found)
+        !self.run.is_empty()
+            && self.others().fold(false, |found, lane| {
+                // As above, and who has got what it waits for need not look further.
+                !self.has_ended() && self.shared.look_at(lane) || found
+            })
     }
 
     fn others(&self) -> impl Iterator<Item = &'s Lane> {
@@ -120,7 +130,7 @@ impl Shared {
     pub fn wait_in_run(&self, key: RootKey, run: &[u16]) {
         let mut watch = Watch::new(self, key, run);
         let mut spinner = watch.spinner();
-        while self.correlation.phase(key) != Phase::Ended {
+        while !watch.has_ended() {
             if watch.is_stale() {
                 watch.end();
                 watch.begin();

@@ -109,6 +109,15 @@ pub fn exit_of(pidfd: BorrowedFd) -> io::Result<Option<Exit>> {
     status(pidfd, WaitIdOptions::NOWAIT)
 }
 
+/// Whether the process is stopped, by a signal or by a debugger. False if that
+/// cannot be told.
+pub fn is_stopped(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state stands behind the name, which may hold anything, in parentheses.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    matches!(state, Some('T' | 't'))
+}
+
 /// How the child ended, or `None` if it has not; reaps it, after which its
 /// number may belong to another process.
 ///

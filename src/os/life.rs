@@ -60,6 +60,13 @@ pub fn bind_life_to(parent_pid: i32) -> io::Result<bool> {
     Ok(self::parent_pid() == parent_pid)
 }
 
+/// Ends this process at once with this exit code; nothing that is registered
+/// for an exit runs, so no thread that does not return can hold it up.
+pub fn leave(code: i32) -> ! {
+    // SAFETY: the call takes a number, and does not return.
+    unsafe { libc::_exit(code) }
+}
+
 /// Kills this process and, if it leads its process group as a worker does, the
 /// whole group. Async-signal-safe.
 pub fn kill_own_group() -> ! {

@@ -29,3 +29,5 @@ pub mod program;
 pub mod random;
 /// The bootstrap socket pair and descriptor passing.
 pub mod socket;
+/// Loopback TCP: a listener with a backlog, a socket that knows its port first.
+pub mod tcp;

@@ -124,6 +124,13 @@ impl Poller {
     }
 }
 
+/// Readable while one of the watched descriptors is: a set can stand in another.
+impl AsFd for Poller {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
 /// A descriptor that becomes readable when it is rung: it ends a wait of
 /// another thread or process.
 #[derive(Debug)]
@@ -221,6 +228,23 @@ mod tests {
         poller.remove(event.as_fd());
         poller.remove(event.as_fd());
         poller.wait(&mut tokens, Some(0)).unwrap();
+        assert!(tokens.is_empty());
+    }
+
+    #[test]
+    fn a_set_in_a_set_is_readable_while_something_in_it_is() {
+        let (inner, outer) = (Poller::new().unwrap(), Poller::new().unwrap());
+        outer.add(inner.as_fd(), 5).unwrap();
+        let event = EventFd::new().unwrap();
+        inner.add(event.as_fd(), 1).unwrap();
+        let mut tokens = Vec::new();
+        outer.wait(&mut tokens, Some(0)).unwrap();
+        assert!(tokens.is_empty());
+        event.ring();
+        outer.wait(&mut tokens, within(LATE)).unwrap();
+        assert_eq!(tokens, [5]);
+        event.clear();
+        outer.wait(&mut tokens, Some(0)).unwrap();
         assert!(tokens.is_empty());
     }
 

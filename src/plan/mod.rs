@@ -5,8 +5,10 @@
 
 pub mod budget;
 pub mod error;
+pub mod loopback;
 pub mod placement;
 // A plan among what belongs to it: what is to be run is both the folder and the noun.
 #[allow(clippy::module_inception)]
 pub mod plan;
+pub mod restart;
 pub mod settings;

@@ -12,11 +12,14 @@
 //! └──────────────────────────────┘
 //! ```
 //!
+//! Beside them: the messages on the bootstrap socket (`bootstrap`) and on the doorbell (`doorbell`).
+//!
 //! `tests/golden/layout.txt` pins all sizes and offsets; a change there needs a new
 //! [`segment::LAYOUT_VERSION`].
 
 pub mod bootstrap;
 pub mod control;
+pub mod doorbell;
 pub mod envelope;
 pub mod error;
 pub mod geometry;

@@ -4,6 +4,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::control;
+use super::doorbell::{self, Challenge, DoorbellMessage, Hello, Kind};
 use super::envelope::{Envelope, flags, kind};
 use super::geometry::{Geometry, slot_stride};
 use crate::base::limits::{ARENA_UNITS, CONTROL_LINE_BYTES, PAGE_BYTES};
@@ -11,7 +12,7 @@ use crate::base::limits::{ARENA_UNITS, CONTROL_LINE_BYTES, PAGE_BYTES};
 /// `HANDBELL` in ASCII, read as a little-endian number.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"HANDBELL");
 /// Raised with every change of a size, an offset or a meaning.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Which of the two segments of a lane.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -112,6 +113,13 @@ pub fn describe() -> String {
         target source kind status flags);
     fields!(SegmentHeader: magic layout_version side layout_digest incarnation total slots slot_bytes
         cancelled_at release_at slots_at arena_at arena_bytes reserved);
+    fields!(DoorbellMessage: magic schema kind flags length reserved worker incarnation counter ts_ns body tag);
+    fields!(Hello: nonce pid lowest highest layout_digest zero);
+    fields!(Challenge: nonce ttl_ns beat_ns version zero);
+    row("doorbell schema", usize::from(doorbell::SCHEMA));
+    for kind in Kind::ALL {
+        row(&format!("doorbell.{}", format!("{kind:?}").to_lowercase()), kind as usize);
+    }
     for (name, value) in [
         ("kind.execute", kind::EXECUTE),
         ("kind.output", kind::OUTPUT),

@@ -2,7 +2,9 @@
 //! and looks for what was left behind.
 #![allow(dead_code)] // each program uses a part of it
 
+pub mod bell;
 pub mod nodes;
+pub mod scripted;
 pub mod watch;
 
 use std::time::Duration;
@@ -29,9 +31,15 @@ macro_rules! tests {
     ($($test:ident),* $(,)?) => { vec![$((stringify!($test), $test as fn())),*] };
 }
 
-/// A test program: its first act is to serve if it is a worker.
+/// A test program: its first act is to serve if it is a worker. `of app;` in front names its nodes.
 #[macro_export]
 macro_rules! program {
+    (of $app:path; $($test:ident),* $(,)?) => {
+        fn main() {
+            $app().serve_if_worker();
+            common::run($crate::tests![$($test),*]);
+        }
+    };
     ($($test:ident),* $(,)?) => {
         fn main() {
             common::app().serve_if_worker();

@@ -50,6 +50,12 @@ pub fn app() -> App {
     let app = sized(app);
     chain(app)
         .nodes_with(["count", "counted"], || Counter(0))
+        .node_with("tally", || Ok(Tally(Vec::new())))
+        .node("burst_and_sleep", |request, output| {
+            request.payload().iter().try_for_each(|byte| output.emit(&[*byte]))?;
+            std::thread::sleep(Duration::from_millis(300));
+            Ok(())
+        })
         .nodes_with(["until_cancelled", "cancelled_seen"], || Cancelled(0))
         .node_with("unbuildable", || Err::<Counter, _>(BuildError::new("no model file canary-4111")))
         .node_with("exit_in_factory", || -> std::result::Result<Counter, BuildError> {
@@ -125,6 +131,21 @@ fn print(request: &Request<'_>, output: &mut Output<'_>) -> Result {
 fn grandchild(_: &Request<'_>, output: &mut Output<'_>) -> Result {
     let child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn();
     Ok(output.reply(&child.expect("sleep starts").id().to_le_bytes())?)
+}
+
+/// Keeps what it is given, and replies it all to a question.
+struct Tally(Vec<u8>);
+
+impl Node for Tally {
+    fn handle(&mut self, request: &Request<'_>, output: &mut Output<'_>) -> Result {
+        match request.payload() {
+            b"?" => Ok(output.reply(&self.0)?),
+            bytes => {
+                self.0.extend_from_slice(bytes);
+                Ok(())
+            }
+        }
+    }
 }
 
 /// `count` counts its calls; `counted` only tells.

@@ -117,8 +117,8 @@ pub(crate) struct Branch<'c> {
 pub(crate) struct EndedRoot {
     pub index: u32,
     pub aftermath: Aftermath,
-    /// Lane and position of each frame of it that has been sent and not ended, to be cancelled there.
-    pub frames: Vec<(u16, u64)>,
+    /// Where each frame of it stands that has been sent and not ended, to be cancelled there.
+    pub frames: Vec<(Source, u64)>,
 }
 
 /// A look at the tables themselves, beside the counters.
@@ -337,8 +337,9 @@ impl Correlation {
 
     /// Takes up a hop that was put aside; none if its root has ended.
     pub fn take_up(&self, root: RootKey, ticket: Ticket) -> Option<Branch<'_>> {
+        // Not `then_some`: a branch that is made unpins when it is dropped.
         let pinned = self.roots[root.index as usize].pin(root.generation);
-        pinned.then_some(Branch { correlation: self, root, ticket })
+        pinned.then(|| Branch { correlation: self, root, ticket })
     }
 
     /// Forgets a hop that was put aside, and whose root has ended.
@@ -395,6 +396,13 @@ impl Correlation {
         [id[0].load(Ordering::Relaxed), id[1].load(Ordering::Relaxed)]
     }
 
+    /// The latest hops in the root's entries, ended or not.
+    fn hops_since(&self, key: RootKey) -> impl Iterator<Item = &Hop> {
+        let first = key.index as usize * self.sizes.max_branches;
+        let entries = &self.hops[first..first + self.sizes.max_branches];
+        entries.iter().filter(move |hop| hop.is_since(key.generation))
+    }
+
     /// The root's hops that have not ended.
     fn open_hops(&self, key: RootKey) -> impl Iterator<Item = &Hop> {
         let mut branches = self.roots[key.index as usize].open_branches(key.generation);
@@ -427,6 +435,16 @@ impl Branch<'_> {
     /// The hop's group.
     pub fn group(&self) -> GroupId {
         self.hop().group()
+    }
+
+    /// Takes the hop back from a lane whose worker has died, to run once more; false if it has already.
+    pub fn take_back(&self) -> bool {
+        self.hop().take_back()
+    }
+
+    /// Whether the hop is open and asked of this source.
+    pub fn is_asked_of(&self, source: Source) -> bool {
+        self.hop().state(self.ticket.generation(), source) == hop::HopState::Open
     }
 
     /// Tells the root that the hop has its lane; true if the owner sleeps and must be woken.

@@ -14,7 +14,9 @@
 //! A second word says which of the root's hop entries are open, and how many threads are at work on one of
 //! them (*pins*). Forbidden: an entry is opened, or given its lane, for a root that has been freed meanwhile.
 //! Who works on an entry pins, then looks whether the root is open; who frees ends the root, then waits until
-//! nobody pins. All four accesses are sequentially consistent, so one of the two sees the other.
+//! nobody pins. All four accesses are sequentially consistent, so one of the two sees the other. Who pins and
+//! then finds the root ended may be too late for the other to wait: such a pin is taken back only if the place
+//! has not been opened anew meanwhile, which has wiped it out.
 
 use super::outcome::OutcomeCell;
 use crate::base::sync::{AtomicU64, Ordering, pause};
@@ -32,9 +34,9 @@ pub(super) const GENERATION_SHIFT: u32 = 24;
 
 /// Open hop entries, one bit each.
 const BRANCHES: u64 = 0xFFFF;
-/// One thread at work on a hop entry; at most one for each.
+/// One thread at work on a hop entry; at most two for each, one that hands it on and one that empties a queue.
 const PIN: u64 = 1 << 16;
-const PINS: u64 = 31 * PIN;
+const PINS: u64 = 0xFF * PIN;
 
 /// Names a root for as long as its owner has not taken its outcome.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -175,10 +177,10 @@ impl Root {
             if entry >= limit {
                 return Err(NoBranch::Full);
             }
-            debug_assert!(word & PINS != PINS, "one pin for each entry");
+            debug_assert!(word & PINS != PINS, "two pins for each entry at most");
             let taken = (kept | 1 << entry) + PIN;
             match self.branches.compare_exchange_weak(word, taken, Ordering::SeqCst, Ordering::Relaxed) {
-                Ok(_) => break self.still_open(generation).map(|()| entry).inspect_err(|_| self.unpin()),
+                Ok(_) => break self.look_again(generation).map(|()| entry),
                 Err(now) => word = now,
             }
         }
@@ -188,20 +190,39 @@ impl Root {
     pub fn pin(&self, generation: u64) -> bool {
         let mut word = self.branches.load(Ordering::Relaxed);
         while word >> GENERATION_SHIFT == generation {
-            debug_assert!(word & PINS != PINS, "one pin for each entry");
+            debug_assert!(word & PINS != PINS, "two pins for each entry at most");
             match self.branches.compare_exchange_weak(word, word + PIN, Ordering::SeqCst, Ordering::Relaxed) {
-                Ok(_) => return self.still_open(generation).inspect_err(|_| self.unpin()).is_ok(),
+                Ok(_) => return self.look_again(generation).is_ok(),
                 Err(now) => word = now,
             }
         }
         false
     }
 
-    fn still_open(&self, generation: u64) -> Result<(), NoBranch> {
-        if self.open_generation() == Some(generation) { Ok(()) } else { Err(NoBranch::Ended) }
+    /// Whether the root is open, for who has just pinned it; if not, the pin is taken back.
+    fn look_again(&self, generation: u64) -> Result<(), NoBranch> {
+        if self.open_generation() == Some(generation) {
+            return Ok(());
+        }
+        self.take_back_pin(generation);
+        Err(NoBranch::Ended)
     }
 
-    /// Release: what was done with the entry happens before the place's next use; pairs with `free`.
+    /// Takes a pin of a root back that was not open, unless the place has been opened anew.
+    fn take_back_pin(&self, generation: u64) {
+        let mut word = self.branches.load(Ordering::Relaxed);
+        while word >> GENERATION_SHIFT == generation {
+            debug_assert!(word & PINS != 0);
+            match self.branches.compare_exchange_weak(word, word - PIN, Ordering::Release, Ordering::Relaxed)
+            {
+                Ok(_) => return,
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Of a root that was open when it was pinned, and so has not been freed since. Release: what was done with
+    /// the entry happens before the place's next use; pairs with `free`.
     pub fn unpin(&self) {
         let word = self.branches.fetch_sub(PIN, Ordering::Release);
         debug_assert!(word & PINS != 0);
@@ -279,6 +300,21 @@ mod tests {
         assert_eq!(root.begin_branch(7, None, 2), Err(NoBranch::Ended));
         assert!(!root.pin(7));
         assert!(root.end_branch(8, 0) && !root.end_branch(8, 0));
+    }
+
+    #[test]
+    fn reply_09_a_pin_that_comes_late_leaves_the_places_next_user_alone() {
+        let root = Root::default();
+        root.open(7);
+        assert!(root.pin(7));
+        // As if the root had ended, been freed and opened anew between the pin and the look.
+        root.open(8);
+        assert_eq!(root.look_again(7), Err(NoBranch::Ended));
+        assert_eq!(root.branches.load(Ordering::Relaxed), 8 << GENERATION_SHIFT | 1);
+        // Opened anew not yet: the pin must go, or nobody could free the place.
+        assert!(root.pin(8) && root.try_end(8));
+        assert_eq!(root.look_again(8), Err(NoBranch::Ended));
+        assert_eq!(root.branches.load(Ordering::Relaxed), 8 << GENERATION_SHIFT | 1);
     }
 
     #[test]
