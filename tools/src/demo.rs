@@ -34,7 +34,7 @@ const ALONE: usize = 1000;
 pub struct DemoArgs {
     /// Lines to decide; - is standard input [default: the bundled sample]
     ///
-    /// A line of more than 4,194,304 bytes is answered as one of which nothing can be read.
+    /// A line of more than 1,048,576 bytes is answered as one of which nothing can be read.
     #[arg(long, value_name = "FILE|-")]
     input: Option<String>,
     /// Where the decisions go, and nothing else; - is standard output [default: only counted]

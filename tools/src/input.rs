@@ -19,7 +19,7 @@ use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid
 use crate::exit::{Exit, Problem};
 
 /// The longest line that is handed to an engine, without its newline.
-pub const LINE_BYTES_MAX: usize = 4 << 20;
+pub const LINE_BYTES_MAX: usize = 1 << 20;
 
 const READ_BYTES: usize = 64 << 10;
 /// Batches that may wait: what is read ahead is bounded.
