@@ -29,7 +29,9 @@ use crate::plan::error::PlanError;
 use crate::plan::loopback::Loopback;
 use crate::plan::placement::Placement;
 use crate::plan::settings::Profile;
-use crate::supervisor::{self, Capture, Patience, StartError, StartStep, Started, Worker, WorkerSpec};
+use crate::supervisor::{
+    self, Capture, Patience, StartError, StartStep, Started, Worker, WorkerEvent, WorkerNotice, WorkerSpec,
+};
 use crate::wire::geometry::Geometry;
 
 /// Starts what the builder states.
@@ -57,7 +59,7 @@ pub(super) fn start(builder: EngineBuilder) -> Result<Engine, StartError> {
         workers.push(Arc::new(worker));
         ends.push(lane);
     }
-    let abandoned = Abandoned(&workers);
+    let abandoned = Abandoned { start: &start, workers: &workers };
     let lanes = start.lanes(ends)?;
     let shared = Arc::new(start.shared(bell, lanes)?);
     let threads = start.threads(&shared, &workers)?;
@@ -75,14 +77,26 @@ pub(super) fn start(builder: EngineBuilder) -> Result<Engine, StartError> {
 }
 
 /// Workers of an engine that comes to nothing after all: ended and reaped, the latest first.
-struct Abandoned<'a>(&'a [Arc<Worker>]);
+struct Abandoned<'a> {
+    start: &'a Start<'a>,
+    workers: &'a [Arc<Worker>],
+}
 
 impl Drop for Abandoned<'_> {
     fn drop(&mut self) {
-        for worker in self.0.iter().rev() {
+        let groups: Vec<GroupId> = self.start.processes().map(|(group, _)| group).collect();
+        for (worker, group) in self.workers.iter().zip(groups).rev() {
             worker.kill();
             let _ = crate::os::poll::readable_within(worker.pidfd(), None);
             worker.reap();
+            let notice = WorkerNotice {
+                group: self.start.placement.group_name(group).into(),
+                process: worker.process(),
+                pid: worker.pid(),
+                at_ns: clock::monotonic_ns(),
+                event: WorkerEvent::Stopped { gracefully: false },
+            };
+            supervisor::tell(self.start.builder.listener.as_ref(), &notice);
         }
     }
 }
@@ -107,6 +121,12 @@ impl Start<'_> {
         groups.map(|(number, group)| (GroupId(number as u16), group.processes))
     }
 
+    /// The processes to start, each with its group, in the plan's order.
+    fn processes(&self) -> impl Iterator<Item = (GroupId, u16)> {
+        let groups = self.groups().filter(|(group, _)| !self.is_local(*group));
+        groups.flat_map(|(group, count)| (0..count).map(move |process| (group, process)))
+    }
+
     /// The lane of one process.
     fn lane_of(&self, group: GroupId, process: u16) -> u16 {
         let before = self.groups().take_while(|(before, _)| *before != group);
@@ -120,11 +140,10 @@ impl Start<'_> {
     /// The engine's end of every worker's lane, in the order of lanes.
     fn workers(&self, bell: &EventFd) -> Result<(Vec<Started>, Option<Capture>), StartError> {
         let settings = &self.builder.settings;
-        let processes = self.groups().filter(|(group, _)| !self.is_local(*group));
-        let processes = processes.flat_map(|(group, count)| (0..count).map(move |process| (group, process)));
         let doorbell = Loopback::check("doorbell_address", settings.doorbell_address)?;
         let grace_ms = (settings.term_timeout / 2).as_millis().min(u128::from(u32::MAX)) as u32;
-        let specs: Vec<WorkerSpec<'_>> = processes
+        let specs: Vec<WorkerSpec<'_>> = self
+            .processes()
             .map(|(group, process)| WorkerSpec {
                 worker: self.lane_of(group, process),
                 doorbell,

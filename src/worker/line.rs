@@ -153,6 +153,8 @@ impl Ringer {
                 self.connection.session().drained();
                 continue;
             }
+            // A stop that came along with the drain, or after it: what had not ended by then is cut off.
+            self.is_draining &= self.stop_by_ns.is_none();
             let look_ns = self.is_draining.then_some(now_ns + DRAIN_LOOK_NS);
             let until_ns = [self.connection.next_ns(), look_ns, self.stop_by_ns].into_iter().flatten().min();
             if self.poller.wait(&mut tokens, until_ns).is_err() {
@@ -189,7 +191,6 @@ impl Ringer {
             Order::Go => Common::raise(&common.go),
             Order::Drain => *is_draining = true,
             Order::Stop => {
-                *is_draining = false;
                 *stop_by_ns = Some(now_ns.saturating_add(*grace_ns));
                 Common::raise(&common.stop);
                 Common::raise(&common.go);
