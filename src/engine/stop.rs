@@ -87,10 +87,53 @@ impl Life {
         let Some(parts) = self.parts.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return StopReport::default();
         };
+        let is_own = parts.is_own_thread();
+        let workers = self.workers.clone();
+        let end = End { shared: Arc::clone(shared), workers, term_timeout: self.term_timeout, parts };
+        match is_own {
+            false => end.run(drain),
+            true => end.run_elsewhere(drain),
+        }
+    }
+}
+
+impl Parts {
+    /// Whether one of the engine's threads asks: a listener, a sink, a waker, a node that runs in this process.
+    fn is_own_thread(&self) -> bool {
+        let own = std::thread::current().id();
+        let captures = self.capture.as_ref().is_some_and(|capture| capture.thread_id() == Some(own));
+        captures || self.threads.iter().any(|thread| thread.thread().id() == own)
+    }
+}
+
+/// An engine's end.
+struct End {
+    shared: Arc<Shared>,
+    workers: Vec<Arc<Worker>>,
+    term_timeout: Duration,
+    parts: Parts,
+}
+
+impl End {
+    /// In a thread of its own: one of the engine's cannot wait for its own end.
+    fn run_elsewhere(self, drain: Duration) -> StopReport {
+        let (shared, workers) = (Arc::clone(&self.shared), self.workers.clone());
+        let name = std::thread::Builder::new().name("handbell-stop".into());
+        if name.spawn(move || self.run(drain)).is_err() {
+            // Without a thread nobody can be waited for; the caller reaps when it goes on.
+            shared.stopping_workers.store(true, Ordering::SeqCst);
+            shared.ending.store(true, Ordering::SeqCst);
+            workers.iter().rev().for_each(|worker| worker.kill());
+        }
+        StopReport::default()
+    }
+
+    fn run(self, drain: Duration) -> StopReport {
         self.workers.iter().for_each(|worker| worker.tell_to_drain());
         self.drain(drain);
         let cut_off = self.cut_off();
         self.end_workers();
+        let Self { shared, workers: all, parts, .. } = self;
         shared.ending.store(true, Ordering::SeqCst);
         shared.bell.ring();
         shared.runner.end();
@@ -100,7 +143,7 @@ impl Life {
         }
         drop(parts.capture);
         let mut workers = shared.exits.ended.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let place = |stop: &WorkerStop| self.workers.iter().position(|worker| worker.pid() == stop.pid);
+        let place = |stop: &WorkerStop| all.iter().position(|worker| worker.pid() == stop.pid);
         workers.sort_by_key(place);
         StopReport { workers, cut_off }
     }

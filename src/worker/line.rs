@@ -33,6 +33,9 @@ const NEWS: u64 = 2;
 const READY: u32 = 1;
 const STOPPED: u32 = 2;
 const LEAVES: u32 = 4;
+/// For tests: nothing more, ever.
+#[cfg(feature = "testing")]
+const MUTE: u32 = 8;
 
 /// What the two threads share.
 struct Common {
@@ -49,13 +52,14 @@ struct Common {
 }
 
 /// The serving thread's hold on the other one.
-pub(super) struct Line {
+#[cfg_attr(feature = "testing", derive(Clone))]
+pub(crate) struct Line {
     common: Arc<Common>,
 }
 
 impl Line {
     /// Starts the thread over both connections. `stop` is raised when serving shall end.
-    pub fn start(
+    pub(super) fn start(
         socket: Arc<OwnedFd>,
         connection: Connection<WorkerSession>,
         idleness: Idleness,
@@ -105,6 +109,12 @@ impl Line {
         while self.common.gone.load() == 0 && clock::monotonic_ns() < until_ns {
             self.common.gone.wait(0, Some(until_ns));
         }
+    }
+
+    /// Stops the thread for good, as if it hung; the process goes on.
+    #[cfg(feature = "testing")]
+    pub fn mute(&self) {
+        self.common.tell(MUTE);
     }
 }
 
@@ -171,6 +181,12 @@ impl Ringer {
     fn take_news(&mut self, now_ns: u64) {
         self.common.rung.clear();
         let news = self.common.news.swap(0, Ordering::Acquire);
+        #[cfg(feature = "testing")]
+        if news & MUTE != 0 {
+            loop {
+                std::thread::park();
+            }
+        }
         let session = self.connection.session();
         if news & READY != 0 {
             session.ready(now_ns);
