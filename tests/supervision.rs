@@ -13,6 +13,7 @@ use handbell::{
 use rustix::process::Signal;
 
 mod common;
+use common::watch::state_of;
 use common::{
     BUILD_MS, Notices, balanced, engine, failure, far, is_alive, kill, ms, number_from, started, stop,
     transport, until, worker_pid,
@@ -35,6 +36,7 @@ fn main() {
         stop_ipc_03_a_listener_may_stop_the_engine,
         stop_ipc_03_a_sink_may_drop_the_engine,
         sec_ipc_10_a_stop_is_obeyed_while_both_rings_are_full,
+        who_never_stops_talking_keeps_nobody_from_supervision,
         a_mute_worker_is_suspect_and_then_killed,
         a_worker_that_leaves_unasked_is_killed,
         a_stopped_worker_is_not_a_dead_one,
@@ -207,25 +209,21 @@ fn stop_of(node: Option<&str>) -> (Duration, StopReport) {
     const SLOTS: u64 = 8;
     let builder = engine(&[node.unwrap_or("echo")]).slots(SLOTS as usize).waiting(Waiting::Block);
     let (engine, first) = started(builder, node.unwrap_or("echo"));
-    let mut pending = Vec::new();
     if node.is_some() {
-        // Each of them reads what has come so far; then nobody does any more.
-        pending.extend((0..SLOTS).map(|_| engine.request(first).dispatch(b"").unwrap()));
+        // While somebody is to be told of an answer the engine reads on; then nobody does.
+        engine.request(first).dispatch(b"").unwrap().detach();
         until("the node runs", || testing::has_begun(&engine, 0));
-        std::thread::sleep(Duration::from_millis(50));
+        (1..SLOTS).for_each(|_| drop(engine.request(first).dispatch(b"").unwrap()));
+        assert_eq!(testing::ring_positions(&engine).map(|(sent, _)| sent), Some(SLOTS));
+        until("nobody reads, and its serving thread sleeps for want of room", || {
+            let positions = testing::ring_positions(&engine);
+            std::thread::sleep(Duration::from_millis(100));
+            state_of(worker_pid(&engine)) == Some('S') && testing::ring_positions(&engine) == positions
+        });
     }
-    let (_, read) = testing::ring_positions(&engine).expect("it has a worker");
     let begin = Instant::now();
     let report = engine.stop(Drain::within(Duration::ZERO));
     let took = begin.elapsed();
-    if node.is_some() {
-        // What lay in the reply ring was read when the worker had gone, and that was all there is room for.
-        assert_eq!(testing::ring_positions(&engine), Some((SLOTS, read + SLOTS)));
-    }
-    for ended in pending.into_iter().map(|pending| pending.wait()) {
-        // The first one of them may have been answered while the others were sent.
-        ended.map_or_else(|error| drop(failure(error, Category::Shutdown)), drop);
-    }
     balanced(&engine);
     assert!(!is_alive(report.workers[0].pid));
     (took, report)
@@ -247,6 +245,23 @@ fn sec_ipc_10_a_stop_is_obeyed_while_both_rings_are_full() {
         times.sort();
         println!("stop, {name}: p50 {:?}, longest {:?}", times[rounds / 2], times[rounds - 1]);
     }
+}
+
+fn who_never_stops_talking_keeps_nobody_from_supervision() {
+    let plan = Plan::new().group("talks", ["gush"]).processes(6).group("g", ["stuck"]);
+    let builder = common::app().engine(plan).env(common::TOKEN, common::token());
+    let builder = builder.slots(4096).term_timeout(Duration::from_millis(200));
+    let (builder, notices) = heard(builder);
+    let (engine, gush) = started(builder, "gush");
+    // Nobody waits for this one, so the engine's thread reads for it, whatever comes.
+    let pending = engine.request(engine.node("stuck").unwrap()).dispatch(b"").unwrap();
+    (0..6).for_each(|_| engine.request(gush).dispatch(b"").unwrap().detach());
+    std::thread::sleep(Duration::from_millis(100));
+    kill(engine.summary().worker_pids[6], Signal::KILL);
+    until("its death is seen", || notices.has(&WorkerEvent::Crashed(Cause::Signal(9))));
+    assert_eq!(transport(pending.wait().unwrap_err()), Cause::Signal(9));
+    engine.stop(Drain::within(Duration::ZERO));
+    balanced(&engine);
 }
 
 // ---- silence ----
