@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::doorbell::{CREDENTIALS_BYTES, Credentials, Life, WorkerTerms};
 use crate::os::child::{self, Exit, Spawn};
@@ -47,6 +47,11 @@ impl BirthByHand {
     /// What it has been given.
     pub fn credentials(&self) -> Credentials {
         Credentials::take(&mut self.credentials.clone())
+    }
+
+    /// The bootstrap socket.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// Says that the segments are mapped, which they are not, and where it will call from. Waits for the answer.
