@@ -46,7 +46,7 @@ pub(super) struct Ward {
     capture: Option<Capture>,
     /// When a connection ended while the process lived.
     connection_ended_ns: Option<u64>,
-    /// It has said that serving has ended, or BYE.
+    /// It has said, as it was asked to, that serving has ended: silence is what follows.
     has_left: bool,
 }
 
@@ -117,7 +117,12 @@ impl Ward {
         for report in heard.reports {
             match report {
                 Report::Drained => self.tell(shared, WorkerEvent::Drained),
-                Report::Stopped | Report::Bye => self.has_left = true,
+                Report::Stopped => self.has_left = true,
+                // From one who was not asked it is a connection that ends.
+                Report::Bye if shared.stopping_workers.load(Ordering::SeqCst) => self.has_left = true,
+                Report::Bye => {
+                    self.connection_ended_ns.get_or_insert_with(clock::monotonic_ns);
+                }
                 Report::Ready | Report::Heartbeat => {}
             }
         }
@@ -150,7 +155,7 @@ impl Ward {
             link.die(Cause::Killed(KilledFor::ConnectionLost));
             worker.kill();
         }
-        if now_ns >= self.liveness.next_ns() && link.is_live() && !self.has_left {
+        if now_ns >= self.liveness.next_ns() {
             self.judge(shared, &worker, now_ns);
         }
     }
@@ -159,6 +164,10 @@ impl Ward {
         // What has come meanwhile is heard before its silence is judged.
         self.hear(shared);
         let link = shared.link(self.lane);
+        if !link.is_live() || self.has_left || self.connection_ended_ns.is_some() {
+            // It is dying, ends by itself, or has its grace: silence says nothing about it any more.
+            return self.liveness.skip(now_ns);
+        }
         let work = link.end.executing();
         let work = work.map(|(position, deadline_ns, progress)| Work { position, deadline_ns, progress });
         let heard_ns = worker.heard_ns();

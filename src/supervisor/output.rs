@@ -8,7 +8,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ThreadId};
 
 use crate::base::limits::OUTPUT_LINE_BYTES;
 use crate::os::clock;
@@ -100,6 +100,11 @@ impl Shared {
 }
 
 impl Capture {
+    /// The thread that calls the sinks.
+    pub fn thread_id(&self) -> Option<ThreadId> {
+        self.thread.as_ref().map(|thread| thread.thread().id())
+    }
+
     /// Starts the thread; there is nothing to drain yet.
     pub fn start() -> std::io::Result<Self> {
         let shared =

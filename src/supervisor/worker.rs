@@ -125,6 +125,12 @@ impl Worker {
         line.connection.as_mut().and_then(|connection| connection.session().heard_ns()).unwrap_or(0)
     }
 
+    /// Messages that have come on its doorbell, HELLO included.
+    #[cfg(feature = "testing")]
+    pub fn messages_heard(&self) -> u64 {
+        self.line().connection.as_mut().map_or(0, |connection| connection.session().messages_heard())
+    }
+
     /// What its doorbell has refused so far.
     pub fn rejects(&self) -> Rejects {
         let mut line = self.line();

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
 
-/// A program that runs longer hangs, unless `HANDBELL_TEST_LIMIT_S` says otherwise.
+/// A program that runs longer hangs; in seconds.
 const LIMIT_S: u64 = 120;
+/// For longer runs than the usual one: another limit, in seconds.
+const LIMIT: &str = "HANDBELL_TEST_LIMIT_S";
 
 static DOING: Mutex<BTreeMap<u64, String>> = Mutex::new(BTreeMap::new());
 
@@ -64,8 +66,7 @@ pub fn run(tests: Vec<(&'static str, fn())>) -> ! {
 }
 
 fn watchdog() {
-    let stated = std::env::var("HANDBELL_TEST_LIMIT_S").ok().and_then(|limit| limit.parse().ok());
-    thread::sleep(Duration::from_secs(stated.unwrap_or(LIMIT_S)));
+    thread::sleep(Duration::from_secs(super::number_from(LIMIT, LIMIT_S)));
     let mut dump = format!("the program hangs; doing: {:#?}\n", doings().values().collect::<Vec<_>>());
     for task in entries("/proc/self/task") {
         let read =
