@@ -376,22 +376,24 @@ impl Shared {
 
     /// Reads what is there in any lane, or runs what may be run; whether there was anything.
     pub fn look_everywhere(&self) -> bool {
-        let mut found = false;
-        for lane in &self.lanes {
-            found |= match lane {
-                Lane::Worker(seat) => {
-                    let link = seat.link();
-                    let read = self.read(link);
-                    if read {
-                        link.stop_looking_after_read(&self.correlation);
-                        self.arm_for_awaited(link);
-                    }
-                    read
+        self.lanes.iter().fold(false, |found, lane| self.look_at(lane) | found)
+    }
+
+    /// Reads what is there in a lane, or runs what may be run, and leaves it to others again.
+    #[inline(always)]
+    pub fn look_at(&self, lane: &Lane) -> bool {
+        match lane {
+            Lane::Worker(seat) => {
+                let link = seat.link();
+                let read = self.read(link);
+                if read {
+                    link.stop_looking_after_read(&self.correlation);
+                    self.arm_for_awaited(link);
                 }
-                Lane::Local(local) => local.help(self),
-            };
+                read
+            }
+            Lane::Local(local) => local.help(self),
         }
-        found
     }
 
     /// The lane that a request is to take, as things are now.
