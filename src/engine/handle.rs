@@ -109,6 +109,15 @@ impl Engine {
         self.shared().workers.lock().living.values().map(|worker| worker.pid()).collect()
     }
 
+    /// The last lines, at most 64, that the worker with this process number printed; also of one of the latest 64
+    /// that have ended. They come from the worker: show them, never act on them.
+    pub fn last_lines(&self, pid: i32) -> Vec<Vec<u8>> {
+        let roll = self.shared().workers.lock();
+        let living = roll.living.values().find(|worker| worker.pid() == pid).map(|worker| worker.tail());
+        let dead = || roll.last_words.iter().rev().find(|(of, _)| *of == pid).map(|(_, tail)| tail);
+        living.or_else(dead).map(|tail| tail.lines()).unwrap_or_default()
+    }
+
     /// The counters, summed over all lanes.
     pub fn counters(&self) -> Counters {
         self.shared().correlation.all_counters()

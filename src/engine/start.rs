@@ -253,6 +253,7 @@ impl Start<'_> {
             workers: Workers::default(),
             revived: Mutex::default(),
             recipe,
+            failure_listener: self.builder.failure_listener.clone(),
             listener: self.builder.listener.clone(),
             runner: Runner::default(),
         })

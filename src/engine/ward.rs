@@ -20,6 +20,8 @@ use crate::supervisor::{
     self, Capture, Finding, Liveness, Patience, StartError, Work, Worker, WorkerEvent, WorkerNotice,
 };
 
+/// Dead workers whose last lines are kept.
+const LAST_WORDS: usize = 64;
 /// A worker whose connection has ended is dying, or is killed after this.
 const END_GRACE_NS: u64 = 100_000_000;
 
@@ -240,6 +242,10 @@ impl Ward {
         let mut roll = shared.workers.lock();
         roll.rejects.add(&worker.rejects());
         roll.living.remove(&self.lane);
+        roll.last_words.push_back((worker.pid(), worker.tail().clone()));
+        if roll.last_words.len() > LAST_WORDS {
+            roll.last_words.pop_front();
+        }
         roll.ended.insert(self.lane, stop);
         drop(roll);
         shared.workers.changed.notify_all();

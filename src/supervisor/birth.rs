@@ -294,6 +294,7 @@ impl<'a> Unborn<'a> {
             process: spec.process,
             pid,
             sink: spec.sink.clone(),
+            tail: unborn.worker().tail().clone(),
         };
         capture.add(&speaker, Stream::Stdout, stdout).map_err(system(StartStep::Spawn))?;
         capture.add(&speaker, Stream::Stderr, stderr).map_err(system(StartStep::Spawn))?;

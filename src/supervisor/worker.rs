@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::output::Tail;
 use crate::doorbell::{Connection, Ended, EngineSession, Rejects, Report, Session};
 use crate::os::child::{self, Exit};
 use crate::os::{clock, socket};
@@ -49,13 +50,14 @@ pub(crate) struct Worker {
     pidfd: OwnedFd,
     socket: OwnedFd,
     line: Mutex<Line>,
+    tail: Tail,
     /// Whether its numbers may be somebody else's by now. Held while they are used.
     reaped: Mutex<bool>,
 }
 
 impl Worker {
     pub(super) fn new(pid: i32, pidfd: OwnedFd, socket: OwnedFd) -> Self {
-        Self { pid, pidfd, socket, line: Mutex::default(), reaped: Mutex::new(false) }
+        Self { pid, pidfd, socket, line: Mutex::default(), tail: Tail::default(), reaped: Mutex::new(false) }
     }
 
     /// The handshake is done, and GO may be due.
@@ -78,6 +80,11 @@ impl Worker {
     /// Whether a signal or a debugger has stopped it.
     pub fn is_stopped(&self) -> bool {
         !*self.reaped() && child::is_stopped(self.pid)
+    }
+
+    /// The last lines that it printed.
+    pub fn tail(&self) -> &Tail {
+        &self.tail
     }
 
     /// Its process number, which is also that of its process group.
