@@ -1,16 +1,19 @@
-//! Births that do not go as they should, step by step: BOOT-02 to -04, SEC-IPC-04 and -09. Workers that answer
+//! Births that do not go as they should, step by step: BOOT-02 to -04, SEC-IPC-02 and -09, KEY-IPC-01. Workers that answer
 //! the engine by hand, and bundles that no engine would send.
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use handbell::testing::by_hand::{BOOTSTRAP_VERSION, BirthByHand, Refused, hand_over};
 use handbell::testing::doorbell::{
-    CREDENTIALS_BYTES, Caller, Connection, Ended, Order, Poller, Session, WorkerSession, monotonic_ns,
+    CREDENTIALS_BYTES, Caller, Connection, Ended, Order, Poller, SECRET_BYTES, Session, WorkerSession,
+    monotonic_ns,
 };
-use handbell::{Cause, Engine, KilledFor, StartError, StartStep, StopMode, WorkerEvent};
+use handbell::{Cause, Engine, KilledFor, Plan, StartError, StartStep, StopMode, WorkerEvent};
 use rustix::net::{AddressFamily, SocketType};
 
 mod common;
@@ -30,6 +33,7 @@ fn main() {
         boot_02_a_malformed_bundle_ends_the_child,
         boot_02_a_bundle_of_another_version_ends_the_child,
         boot_02_a_refused_version_is_told_with_both,
+        key_ipc_01_every_life_has_secrets_of_its_own,
         boot_03_a_worker_by_hand_is_ready_when_it_says_so,
         boot_04_who_never_calls_fails_the_start,
         boot_04_who_dies_before_it_calls_fails_the_start,
@@ -59,6 +63,13 @@ fn be_born(birth: &BirthByHand, way: &str) -> ! {
         "other_version" => {
             birth.refuse_version(BOOTSTRAP_VERSION + 1);
             std::process::exit(82);
+        }
+        "tells_its_secrets" => {
+            let mut bytes = [0; CREDENTIALS_BYTES];
+            birth.credentials().write(&mut bytes);
+            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            println!("{digits}");
+            birth.map(port);
         }
         "never_calls" => birth.map(port),
         "exits" => {
@@ -235,6 +246,36 @@ fn boot_02_a_refused_version_is_told_with_both() {
              worker's is {theirs}"
         )
     );
+}
+
+fn key_ipc_01_every_life_has_secrets_of_its_own() {
+    let secrets = |stated: Option<[u8; SECRET_BYTES]>| -> Vec<String> {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&told);
+        let plan = Plan::new().group("g", ["echo"]).processes(2);
+        let builder = common::app().engine(plan).env(common::TOKEN, common::token());
+        let builder = builder.env(WAY, "tells_its_secrets").on_output(move |line| {
+            sink.lock().unwrap().push(String::from_utf8_lossy(line.text).into_owned());
+        });
+        let builder = if let Some(stated) = stated { builder.development_secret(&stated) } else { builder };
+        builder.start().map(drop).expect_err("it tells, and never calls");
+        std::mem::take(&mut *told.lock().unwrap())
+    };
+    // Two digits a byte; behind the secret stands the session's id.
+    let split = |told: &String| {
+        assert_eq!(told.len(), 2 * CREDENTIALS_BYTES);
+        let (secret, session) = told.split_at(2 * SECRET_BYTES);
+        (secret.to_owned(), session.to_owned())
+    };
+    let fresh: Vec<_> = [secrets(None), secrets(None)].concat().iter().map(split).collect();
+    let stated = [secrets(Some([5; SECRET_BYTES])), secrets(Some([5; SECRET_BYTES]))].concat();
+    let stated: Vec<_> = stated.iter().map(split).collect();
+    assert_eq!((fresh.len(), stated.len()), (4, 4));
+    assert!(stated.iter().all(|(secret, _)| *secret == "05".repeat(SECRET_BYTES)));
+    let zero = "00".repeat(SECRET_BYTES);
+    let secrets: BTreeSet<&String> = fresh.iter().map(|(secret, _)| secret).chain([&zero]).collect();
+    let sessions: BTreeSet<&String> = fresh.iter().chain(&stated).map(|(_, session)| session).collect();
+    assert_eq!((secrets.len(), sessions.len()), (5, 8), "no two are the same");
 }
 
 fn boot_03_a_worker_by_hand_is_ready_when_it_says_so() {

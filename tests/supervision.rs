@@ -35,6 +35,7 @@ fn main() {
         stop_ipc_03_each_child_ends_once_also_when_the_listener_panics,
         stop_ipc_03_a_listener_may_stop_the_engine,
         stop_ipc_03_a_sink_may_drop_the_engine,
+        sec_ipc_10_what_crosses_the_rings_is_not_control,
         sec_ipc_10_a_stop_is_obeyed_while_both_rings_are_full,
         who_never_stops_talking_keeps_nobody_from_supervision,
         a_mute_worker_is_suspect_and_then_killed,
@@ -227,6 +228,21 @@ fn stop_of(node: Option<&str>) -> (Duration, StopReport) {
     balanced(&engine);
     assert!(!is_alive(report.workers[0].pid));
     (took, report)
+}
+
+fn sec_ipc_10_what_crosses_the_rings_is_not_control() {
+    let (builder, notices) = heard(engine(&["echo"]));
+    let (engine, echo) = started(builder, "echo");
+    let events = notices.events();
+    // Messages of the doorbell of every kind, right but for the tag, both ways.
+    for kind in 0..=20 {
+        let mut message = [&b"HBDB\x01\0"[..], &[kind, 0, 128, 0, 0, 0]].concat();
+        message.resize(128, 0);
+        assert_eq!(*engine.call(echo, &message, far()).unwrap().bytes(), *message);
+    }
+    assert_eq!(notices.events(), events);
+    assert!(engine.doorbell_rejects().iter().all(|(_, count)| *count == 0));
+    assert_eq!(stop(&engine).workers[0].mode, StopMode::Graceful);
 }
 
 fn sec_ipc_10_a_stop_is_obeyed_while_both_rings_are_full() {

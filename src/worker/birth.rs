@@ -76,6 +76,7 @@ pub(crate) fn run_with(registry: &Registry, serve: impl FnOnce(WorkerEnd, Execut
             unborn as i32
         }
     };
+    life::kill_rest_of_group();
     std::process::exit(code);
 }
 

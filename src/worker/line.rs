@@ -226,6 +226,7 @@ impl Ringer {
         session.stopped();
         session.bye();
         let _ = self.connection.turn(clock::monotonic_ns(), |_| {});
+        life::kill_rest_of_group();
         life::leave(CUT_OFF)
     }
 

@@ -85,6 +85,11 @@ fn watchdog() {
     std::process::abort();
 }
 
+/// How many descriptors this process has open.
+pub fn descriptors() -> usize {
+    entries("/proc/self/fd").len()
+}
+
 fn entries(path: &str) -> Vec<String> {
     let names = fs::read_dir(path).into_iter().flatten().flatten();
     names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
@@ -103,17 +108,17 @@ pub fn state_of(pid: i32) -> Option<char> {
     stat(&pid.to_string()).map(|(state, ..)| state)
 }
 
-/// Children of this process, zombies included.
-fn children() -> Vec<(String, String)> {
+/// Children of this process with their state, zombies included.
+pub fn children() -> Vec<(String, String)> {
     let own = std::process::id() as i32;
     let all = entries("/proc").into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
     all.filter_map(|pid| stat(&pid).filter(|(_, parent, _)| *parent == own).map(|(.., stat)| (pid, stat)))
         .collect()
 }
 
-/// Processes that carry this program's token: workers and what they started.
-fn marked() -> Vec<String> {
-    let token = format!("{}={}", super::TOKEN, super::token());
+/// Processes that carry this token, but for zombies: workers and what they started.
+pub fn marked(token: &str) -> Vec<String> {
+    let token = format!("{}={token}", super::TOKEN);
     let has_token = |pid: &String| {
         let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         environ.split(|byte| *byte == 0).any(|variable| variable == token.as_bytes())
@@ -158,7 +163,7 @@ impl Traces {
 
     fn left_now(&self) -> Vec<String> {
         let mut left: Vec<String> = children().into_iter().map(|(_, stat)| format!("child {stat}")).collect();
-        left.extend(marked().into_iter().map(|pid| format!("process {pid}")));
+        left.extend(marked(&super::token()).into_iter().map(|pid| format!("process {pid}")));
         let now = Self::look();
         if now.descriptors.len() > self.descriptors.len() {
             let new = now.descriptors.iter().filter(|open| !self.descriptors.contains(open));
