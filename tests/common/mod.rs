@@ -4,6 +4,7 @@
 
 pub mod bell;
 pub mod nodes;
+pub mod ordered;
 pub mod scripted;
 pub mod watch;
 
