@@ -353,7 +353,9 @@ fn handoff_e_02_a_death_ends_what_is_in_that_group() {
     let running = ask(&engine, "a", "a:>c;c:wait");
     until("it runs", || testing::has_begun_at(&engine, 2, 0));
     let queued: Vec<_> = (0..20).map(|_| ask(&engine, "a", "a:>c >b;c:=;b:z1")).collect();
-    until("they wait", || testing::open_frames(&engine, 2) == 21);
+    // In B before it was in C; but it is C that dies.
+    let branched = ask(&engine, "a", "a:>b >c;b:z300;c:=");
+    until("they wait", || testing::open_frames(&engine, 2) == 22);
     kill(pid, Signal::KILL);
     let ended = |pending: Pending| {
         let failure = failure(pending.wait().expect_err("C is dead"), Category::Transport);
@@ -362,6 +364,7 @@ fn handoff_e_02_a_death_ends_what_is_in_that_group() {
         failure.started()
     };
     assert!(ended(running), "its node ran");
+    assert!(!ended(branched), "its node there did not");
     for pending in queued {
         assert!(!ended(pending), "its node did not");
     }
@@ -371,7 +374,7 @@ fn handoff_e_02_a_death_ends_what_is_in_that_group() {
         assert!(!ended(ask(&engine, "a", "a:>c")));
         assert_eq!(call(&engine, "a", "a:>d;d:=").unwrap(), "a d");
     }
-    assert_eq!(engine.counters().failed, 41);
+    assert_eq!(engine.counters().failed, 42);
     stop(&engine);
 }
 

@@ -4,19 +4,15 @@
 //! Every group ends in a log or has one at its entrance: what entered, in which order. A log answers once all
 //! frames of an input have come, so that no frame is too late to count.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
-use handbell::{
-    App, CallError, Engine, EngineBuilder, Node, NodeError, NodeId, OnError, Output, Plan, Profile, Reply,
-    Request,
-};
+use handbell::testing;
+use handbell::{CallError, Engine, EngineBuilder, NodeId, OnError, Plan, Profile, Reply};
 
 mod common;
-use common::{Numbers, TOKEN, balanced, ms, stop, token, until};
+use common::ordered::{self, Frame};
+use common::{TOKEN, balanced, ms, stop, token, until};
 
 program![
-    of app;
+    of ordered::app;
     order_01_a_chain,
     order_01_branches_that_join,
     order_01_a_diamond_with_a_slow_side,
@@ -29,140 +25,9 @@ program![
     parity_01_deadlines_within_a_run,
     order_01_two_runs_at_once,
     order_01_a_dropped_run_leaves_nothing,
+    order_01_a_death_within_a_run,
     parity_01_local_groups_are_like_others,
 ];
-
-// ---- the nodes ----
-
-/// What travels: number of the input, frames that its last log is to get, path of emissions, filling.
-struct Frame {
-    input: u64,
-    total: u64,
-    path: Vec<u8>,
-    filling: usize,
-}
-
-impl Frame {
-    fn of(bytes: &[u8]) -> Self {
-        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-        let path = bytes[25..][..usize::from(bytes[24])].to_vec();
-        let frame = Self { input: word(0), total: word(8), path, filling: word(16) as usize };
-        let expected = common::pattern(frame.input as u32, frame.filling);
-        assert!(bytes[25 + frame.path.len()..] == expected, "wanted: the filling of {}", frame.input);
-        frame
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        let words = [self.input, self.total, self.filling as u64];
-        let words: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        let filling = common::pattern(self.input as u32, self.filling);
-        [&words[..], &[self.path.len() as u8], &self.path, &filling].concat()
-    }
-
-    fn child(&self, index: u8) -> Vec<u8> {
-        let path = [&self.path[..], &[index]].concat();
-        Self { path, ..*self }.bytes()
-    }
-
-    fn name(&self) -> String {
-        format!("{} {:?}", self.input, self.path)
-    }
-}
-
-/// Takes a while, differently for each frame, and seldom long.
-fn dawdle(frame: &Frame, salt: u64) {
-    let mut numbers = Numbers(frame.input * 31 + frame.path.len() as u64 + salt);
-    match numbers.below(40) {
-        0 => std::thread::sleep(Duration::from_micros(500)),
-        1..10 => (0..numbers.below(3000)).for_each(|_| std::hint::spin_loop()),
-        _ => {}
-    }
-}
-
-/// Emits `count` times along each of these edges, one edge after the other.
-fn emits(
-    labels: &'static [&'static str],
-    count: u8,
-) -> impl Fn(&Request<'_>, &mut Output<'_>) -> Result<(), NodeError> + Clone {
-    move |request, output| {
-        let frame = Frame::of(request.payload());
-        dawdle(&frame, labels.len() as u64 + u64::from(count));
-        let mut index = 0;
-        for label in labels {
-            for _ in 0..count {
-                let key = frame.input % 5 + u64::from(index % 2);
-                output.key(key).emit_to(label, &frame.child(index))?;
-                index += 1;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn app() -> App {
-    App::new()
-        .node("next", emits(&["on"], 1))
-        .node("after", emits(&["on"], 1))
-        .node("three", emits(&["on"], 3))
-        .node("two", emits(&["on"], 2))
-        .node("fork", emits(&["left", "right"], 1))
-        .node("fork_twice", emits(&["left", "right"], 2))
-        .node("slow", |request, output| {
-            std::thread::sleep(Duration::from_millis(1));
-            Ok(output.emit(&Frame::of(request.payload()).child(0))?)
-        })
-        .node("moody", |request, output| {
-            let frame = Frame::of(request.payload());
-            match frame.input % 10 {
-                3 => Err(NodeError::new(3, "three")),
-                4 => panic!("wanted"),
-                5 => Ok(()),
-                _ => Ok(output.emit(&frame.child(0))?),
-            }
-        })
-        .node("sleepy", |request, output| {
-            let frame = Frame::of(request.payload());
-            if frame.input == 7 {
-                std::thread::sleep(Duration::from_millis(900));
-            }
-            Ok(output.emit(&frame.child(0))?)
-        })
-        // Logs: at the end of the ways, and on them.
-        .nodes_with(["log", "log_told"], Log::default)
-        .nodes_with(["through", "through_told"], Log::default)
-}
-
-/// Everything that has entered, in order.
-#[derive(Default)]
-struct Log {
-    lines: Vec<String>,
-    missing: BTreeMap<u64, u64>,
-    digest: u64,
-}
-
-impl Node for Log {
-    fn handle(&mut self, request: &Request<'_>, output: &mut Output<'_>) -> Result<(), NodeError> {
-        if request.node_name().ends_with("told") {
-            return Ok(output.reply(self.lines.join("\n").as_bytes())?);
-        }
-        let frame = Frame::of(request.payload());
-        for byte in frame.name().bytes() {
-            self.digest = (self.digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-        self.lines.push(frame.name());
-        if request.node_name() == "through" {
-            return Ok(output.emit(&frame.child(0))?);
-        }
-        let missing = self.missing.entry(frame.input).or_insert(frame.total);
-        *missing -= 1;
-        if *missing > 0 {
-            return Ok(());
-        }
-        self.missing.remove(&frame.input);
-        let said = [&self.digest.to_le_bytes()[..], request.payload()].concat();
-        Ok(output.reply(&said)?)
-    }
-}
 
 // ---- the runs ----
 
@@ -174,6 +39,8 @@ struct Course {
     total: u64,
     inputs: u64,
     filling: usize,
+    /// Its first group is.
+    is_keyed: bool,
     /// Logs by node, and whether they are reached by key.
     logs: &'static [(&'static str, bool)],
 }
@@ -181,12 +48,12 @@ struct Course {
 const LOG: &[(&str, bool)] = &[("log_told", false)];
 
 fn course(plan: Plan, first: &'static str, total: u64) -> Course {
-    Course { plan, first, total, inputs: 120, filling: 20, logs: LOG }
+    Course { plan, first, total, inputs: 120, filling: 20, is_keyed: false, logs: LOG }
 }
 
 impl Course {
     fn engine(&self, profile: Profile, state: impl Fn(EngineBuilder) -> EngineBuilder) -> Engine {
-        let builder = app().engine(self.plan.clone()).env(TOKEN, token()).on_output(|_| {});
+        let builder = ordered::app().engine(self.plan.clone()).env(TOKEN, token()).on_output(|_| {});
         state(builder.profile(profile)).start().expect("the engine starts")
     }
 
@@ -199,7 +66,8 @@ impl Course {
     fn go(&self, engine: &Engine, window: usize, on_error: OnError) -> (Vec<String>, Vec<String>) {
         let first = engine.node(self.first).unwrap();
         let run = engine.run(first, self.inputs()).window(window).on_error(on_error).deadline(ms(60_000));
-        let run = run.key(|number, _| number % 4).tags(3, 4).reply_to(5).start().unwrap();
+        let run = if self.is_keyed { run.key(|number, _| number % 4) } else { run };
+        let run = run.tags(3, 4).reply_to(5).start().unwrap();
         let mut out = Vec::new();
         for (number, result) in run {
             assert_eq!(number, out.len() as u64, "in input order");
@@ -382,17 +250,17 @@ fn order_01_many_processes_before_a_log() {
 
 fn order_01_keyed_groups() {
     let plan = Plan::new()
-        .group("A", ["two"])
+        .group("A", ["two_by_key"])
         .processes(2)
         .keyed()
         .group("B", ["through", "through_told"])
         .processes(3)
         .keyed()
         .group("C", ["log", "log_told"])
-        .labelled_edge("two", "on", "through")
+        .edge("two_by_key", "through")
         .edge("through", "log");
     let logs = &[("through_told", true), ("log_told", false)];
-    Course { logs, ..course(plan, "two", 2) }.is_in_order(|builder| builder);
+    Course { is_keyed: true, logs, ..course(plan, "two_by_key", 2) }.is_in_order(|builder| builder);
 }
 
 fn order_01_with_payloads_of_half_an_arena() {
@@ -551,6 +419,36 @@ fn order_01_a_dropped_run_leaves_nothing() {
             stop(&engine);
         }
     }
+}
+
+/// Input 0 hangs in a process that is killed; all that are ready wait behind it, and are let in when it ends.
+fn order_01_a_death_within_a_run() {
+    let plan = Plan::new()
+        .group("A", ["doomed"])
+        .processes(2)
+        .stateless()
+        .group("B", ["log", "log_told"])
+        .edge("doomed", "log");
+    let course = Course { inputs: 30, ..course(plan, "doomed", 1) };
+    let engine = course.engine(Profile::ProcessSupervisor, |builder| builder);
+    let pid = engine.summary().worker_pids[0];
+    let (out, told) = std::thread::scope(|scope| {
+        let run = scope.spawn(|| course.go(&engine, 64, OnError::Record));
+        until("the others are ready", || {
+            engine.counters().registered == 30 && testing::open_frames(&engine, 1) == 0
+        });
+        common::kill(pid, rustix::process::Signal::KILL);
+        run.join().expect("it ends")
+    });
+    let died = "remote handoff transport failed for group 'A' Signal(9) None";
+    assert_eq!((out.len(), out[0].as_str()), (30, died));
+    // Some had been sent to the same process.
+    let ended: Vec<u64> = (0..30).filter(|number| out[*number as usize].starts_with("Identity")).collect();
+    let dead = out.iter().filter(|out| *out == died).count();
+    assert!(ended.len() >= 10 && ended.len() + dead == 30, "{out:#?}");
+    assert_eq!(told[0].lines().count(), ended.len());
+    is_sorted(&told[0]);
+    stop(&engine);
 }
 
 fn parity_01_local_groups_are_like_others() {

@@ -75,6 +75,9 @@ pub const EVENTS: usize = 256;
 /// A sleeper looks again by itself after this long, so that a lost wake could cost time only.
 pub const LONGEST_SLEEP_NS: u64 = 2_000_000_000;
 
+/// The last lines of a worker's output that are kept for a look after its death.
+pub const TAIL_LINES: usize = 64;
+
 /// One captured line of a worker's output; what is longer is cut.
 pub const OUTPUT_LINE_BYTES: usize = 4096;
 

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::handle::Engine;
+use super::shared::FailureListener;
 use super::start;
 use crate::auth::{SECRET_BYTES, Secret};
+use crate::base::failure::Failure;
 use crate::base::waiting::Waiting;
 use crate::node::registry::Registry;
 use crate::plan::plan::Plan;
@@ -24,6 +26,7 @@ pub struct EngineBuilder {
     pub(super) sink: Option<OutputSink>,
     pub(super) secret: Option<Arc<Secret>>,
     pub(super) listener: Option<Listener>,
+    pub(super) failure_listener: Option<FailureListener>,
     /// Groups of the plan that nobody serves.
     #[cfg(feature = "testing")]
     pub(crate) unserved: Vec<(String, Vec<String>)>,
@@ -49,6 +52,7 @@ impl EngineBuilder {
             sink: None,
             secret: None,
             listener: None,
+            failure_listener: None,
             #[cfg(feature = "testing")]
             unserved: Vec::new(),
         }
@@ -155,6 +159,13 @@ impl EngineBuilder {
     /// engine's own from the start on. A panic in it is caught; blocking in it holds up the supervision.
     pub fn on_worker_event(mut self, listener: impl Fn(&WorkerNotice) + Send + Sync + 'static) -> Self {
         self.listener = Some(Arc::new(listener));
+        self
+    }
+
+    /// Who is told of each failure as it is handed to its caller, in the caller's thread: any number at a time. A
+    /// panic in it is caught.
+    pub fn on_failure(mut self, listener: impl Fn(&Failure) + Send + Sync + 'static) -> Self {
+        self.failure_listener = Some(Arc::new(listener));
         self
     }
 

@@ -403,7 +403,7 @@ impl Shared {
     }
 
     pub fn dead(&self, link: &Link, group: GroupId) -> Failure {
-        Failure::new(self.group_name(group), self.cause_of(link), false, None)
+        self.told(Failure::new(self.group_name(group), self.cause_of(link), false, None))
     }
 
     pub fn give_up_if_due(&self, outbound: &Outbound, now_ns: u64) -> Result<(), NotTaken<'static>> {
@@ -411,7 +411,7 @@ impl Shared {
             return Ok(());
         }
         let group = self.group_name(self.group_of(outbound.target));
-        Err(NotTaken::Failed(Failure::new(group, Cause::Deadline, false, None)))
+        Err(NotTaken::Failed(self.told(Failure::new(group, Cause::Deadline, false, None))))
     }
 
     /// Room for a payload to be written in place; waits for it until the deadline. The lane is chosen with it.

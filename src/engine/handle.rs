@@ -57,6 +57,12 @@ impl Engine {
         self.shared().started()(self.shared().lanes[usize::from(lane)].source(), position)
     }
 
+    /// Messages that have come on the doorbell of the first worker.
+    #[cfg(feature = "testing")]
+    pub(crate) fn messages_heard(&self) -> u64 {
+        self.shared().workers.lock().living.values().next().map_or(0, |worker| worker.messages_heard())
+    }
+
     /// The node of this name. Resolve it once and keep it.
     pub fn node(&self, name: &str) -> Result<NodeId, UnknownNode> {
         self.shared().placement.node(name).ok_or_else(|| UnknownNode { name: name.to_owned() })
@@ -103,6 +109,15 @@ impl Engine {
         self.shared().workers.lock().living.values().map(|worker| worker.pid()).collect()
     }
 
+    /// The last lines, at most 64, that the worker with this process number printed; also of one of the latest 64
+    /// that have ended. They come from the worker: show them, never act on them.
+    pub fn last_lines(&self, pid: i32) -> Vec<Vec<u8>> {
+        let roll = self.shared().workers.lock();
+        let living = roll.living.values().find(|worker| worker.pid() == pid).map(|worker| worker.tail());
+        let dead = || roll.last_words.iter().rev().find(|(of, _)| *of == pid).map(|(_, tail)| tail);
+        living.or_else(dead).map(|tail| tail.lines()).unwrap_or_default()
+    }
+
     /// The counters, summed over all lanes.
     pub fn counters(&self) -> Counters {
         self.shared().correlation.all_counters()
@@ -134,7 +149,8 @@ impl Engine {
     /// Ends the engine: refuses new requests, waits for what is in flight, fails what remains with category
     /// `shutdown`, then tells the workers to end, and kills their process groups if they do not.
     ///
-    /// Further calls, also of other handles, answer `Stopped`. A second stop returns an empty report.
+    /// Further calls, also of other handles, answer `Stopped`. A second stop returns an empty report, and so does one
+    /// that a listener, a sink or a waker asks for in a thread of the engine's: it goes on in a thread of its own.
     pub fn stop(&self, drain: Drain) -> StopReport {
         self.life.stop(drain.0)
     }

@@ -223,7 +223,7 @@ pub(super) fn take(shared: &Arc<Shared>, key: RootKey) -> Result<Reply, CallErro
     let (outcome, group, started) = correlation.outcome(key.index);
     let identity = correlation.identity(key.index);
     let failed = |cause, node_error| {
-        CallError::Failed(Failure::new(shared.group_name(group), cause, started, node_error))
+        CallError::Failed(shared.told(Failure::new(shared.group_name(group), cause, started, node_error)))
     };
     let result = match outcome {
         Outcome::Inline { len } => {

@@ -1,7 +1,7 @@
 //! What all handles of an engine share. The way of a request through it: `dispatch.rs`, `reader.rs`, and between
 //! two groups `forward.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -16,18 +16,21 @@ use super::revival::{Recipe, Revived};
 use super::seat::Seat;
 use super::stop::WorkerStop;
 use crate::base::clock::Deadline;
-use crate::base::failure::Cause;
+use crate::base::failure::{Cause, Failure};
 use crate::base::ids::{GroupId, NodeId};
 use crate::base::waiting::Waiting;
 use crate::doorbell::Rejects;
 use crate::os::clock;
 use crate::os::poll::EventFd;
 use crate::plan::placement::Placement;
-use crate::supervisor::{Listener, StartError, Worker};
+use crate::supervisor::{Listener, StartError, Tail, Worker};
 use crate::wire::geometry::Geometry;
 
 /// Deadlines this far away are counted from the coarse clock.
 const COARSE_FROM: Duration = Duration::from_millis(100);
+
+/// Takes failures, in the thread of whoever takes the failed request.
+pub(super) type FailureListener = Arc<dyn Fn(&Failure) + Send + Sync>;
 
 /// The workers of all lanes, for whoever stops them.
 #[derive(Default)]
@@ -42,6 +45,8 @@ pub(super) struct Roll {
     pub living: BTreeMap<u16, Arc<Worker>>,
     /// The latest end of each.
     pub ended: BTreeMap<u16, WorkerStop>,
+    /// The last words of the latest dead, by process number.
+    pub last_words: VecDeque<(i32, Tail)>,
     /// What the doorbells of the dead had refused.
     pub rejects: Rejects,
 }
@@ -169,6 +174,8 @@ pub(super) struct Shared {
     pub revived: Mutex<Vec<(u16, Result<Revived, StartError>)>>,
     /// How a successor is started.
     pub recipe: Recipe,
+    /// Who is told of each failure.
+    pub failure_listener: Option<FailureListener>,
     /// Who is told of what happens to workers.
     pub listener: Option<Listener>,
     pub runner: Runner,
@@ -407,6 +414,24 @@ impl Shared {
             self.room_made.fetch_add(1, Ordering::SeqCst);
             self.links().for_each(|link| link.wake_for_room(&self.correlation));
         }
+    }
+
+    /// A failure on its way to its caller: whoever listens is told first.
+    pub fn told(&self, failure: Failure) -> Failure {
+        #[cfg(feature = "tracing")]
+        tracing::warn!(
+            target: "handbell",
+            group = failure.group(),
+            category = failure.category().name(),
+            cause = ?failure.cause(),
+            started = failure.started(),
+            "handoff_failure"
+        );
+        if let Some(listener) = &self.failure_listener {
+            // It is the user's; what it does changes nothing here.
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| listener(&failure)));
+        }
+        failure
     }
 
     /// Why a lane is dead, for a request that was not sent.

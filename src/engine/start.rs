@@ -29,7 +29,9 @@ use crate::plan::error::PlanError;
 use crate::plan::loopback::Loopback;
 use crate::plan::placement::Placement;
 use crate::plan::settings::Profile;
-use crate::supervisor::{self, Capture, Patience, StartError, StartStep, Started, Worker, WorkerSpec};
+use crate::supervisor::{
+    self, Capture, Patience, StartError, StartStep, Started, Worker, WorkerEvent, WorkerNotice, WorkerSpec,
+};
 use crate::wire::geometry::Geometry;
 
 /// Starts what the builder states.
@@ -58,7 +60,7 @@ pub(super) fn start(builder: EngineBuilder) -> Result<Engine, StartError> {
         workers.push(Arc::new(worker));
         ends.push(lane);
     }
-    let abandoned = Abandoned(&workers);
+    let abandoned = Abandoned { start: &start, workers: &workers };
     let lanes = start.lanes(ends)?;
     let shared = Arc::new(start.shared(bell, lanes, recipe)?);
     let threads = start.threads(&shared, &workers)?;
@@ -75,14 +77,26 @@ pub(super) fn start(builder: EngineBuilder) -> Result<Engine, StartError> {
 }
 
 /// Workers of an engine that comes to nothing after all: ended and reaped, the latest first.
-struct Abandoned<'a>(&'a [Arc<Worker>]);
+struct Abandoned<'a> {
+    start: &'a Start<'a>,
+    workers: &'a [Arc<Worker>],
+}
 
 impl Drop for Abandoned<'_> {
     fn drop(&mut self) {
-        for worker in self.0.iter().rev() {
+        let processes: Vec<_> = self.start.processes().collect();
+        for (worker, (group, process)) in self.workers.iter().zip(processes).rev() {
             worker.kill();
             let _ = crate::os::poll::readable_within(worker.pidfd(), None);
             worker.reap();
+            let notice = WorkerNotice {
+                group: self.start.placement.group_name(group).into(),
+                process,
+                pid: worker.pid(),
+                at_ns: clock::monotonic_ns(),
+                event: WorkerEvent::Stopped { gracefully: false },
+            };
+            supervisor::tell(self.start.builder.listener.as_ref(), &notice);
         }
     }
 }
@@ -105,6 +119,12 @@ impl Start<'_> {
     fn groups(&self) -> impl Iterator<Item = (GroupId, u16)> {
         let groups = self.placement.groups.iter().enumerate();
         groups.map(|(number, group)| (GroupId(number as u16), group.processes))
+    }
+
+    /// The processes to start, each with its group, in the plan's order.
+    fn processes(&self) -> impl Iterator<Item = (GroupId, u16)> {
+        let groups = self.groups().filter(|(group, _)| !self.is_local(*group));
+        groups.flat_map(|(group, count)| (0..count).map(move |process| (group, process)))
     }
 
     /// The lane of one process.
@@ -139,13 +159,11 @@ impl Start<'_> {
         recipe: &Recipe,
     ) -> Result<(Vec<Started>, Option<Capture>), StartError> {
         let settings = &self.builder.settings;
-        let processes = self.groups().filter(|(group, _)| !self.is_local(*group));
-        let processes = processes.flat_map(|(group, count)| (0..count).map(move |process| (group, process)));
         let spec = |(group, process)| {
             let worker = self.lane_of(group, process);
             recipe.spec(self.placement, self.geometry, bell, group, process, worker, FIRST_LIFE)
         };
-        let specs: Vec<WorkerSpec<'_>> = processes.map(spec).collect();
+        let specs: Vec<WorkerSpec<'_>> = self.processes().map(spec).collect();
         if specs.is_empty() {
             return Ok((Vec::new(), None));
         }
@@ -235,6 +253,7 @@ impl Start<'_> {
             workers: Workers::default(),
             revived: Mutex::default(),
             recipe,
+            failure_listener: self.builder.failure_listener.clone(),
             listener: self.builder.listener.clone(),
             runner: Runner::default(),
         })

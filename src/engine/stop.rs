@@ -85,10 +85,51 @@ impl Life {
         let Some(parts) = self.parts.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return StopReport::default();
         };
-        self.each_worker(Worker::tell_to_drain);
+        let is_own = parts.is_own_thread();
+        let end = End { shared: Arc::clone(shared), term_timeout: self.term_timeout, parts };
+        match is_own {
+            false => end.run(drain),
+            true => end.run_elsewhere(drain),
+        }
+    }
+}
+
+impl Parts {
+    /// Whether one of the engine's threads asks: a listener, a sink, a waker, a node that runs in this process.
+    fn is_own_thread(&self) -> bool {
+        let own = std::thread::current().id();
+        let captures = self.capture.as_ref().is_some_and(|capture| capture.thread_id() == Some(own));
+        captures || self.threads.iter().any(|thread| thread.thread().id() == own)
+    }
+}
+
+/// An engine's end.
+struct End {
+    shared: Arc<Shared>,
+    term_timeout: Duration,
+    parts: Parts,
+}
+
+impl End {
+    /// In a thread of its own: one of the engine's cannot wait for its own end.
+    fn run_elsewhere(self, drain: Duration) -> StopReport {
+        let shared = Arc::clone(&self.shared);
+        let name = std::thread::Builder::new().name("handbell-stop".into());
+        if name.spawn(move || self.run(drain)).is_err() {
+            // Without a thread nobody can be waited for; the caller reaps when it goes on.
+            shared.stopping_workers.store(true, Ordering::SeqCst);
+            shared.ending.store(true, Ordering::SeqCst);
+            each_worker(&shared, Worker::kill);
+        }
+        StopReport::default()
+    }
+
+    fn run(self, drain: Duration) -> StopReport {
+        each_worker(&self.shared, Worker::tell_to_drain);
         self.drain(drain);
         let cut_off = self.cut_off();
         self.end_workers();
+        let Self { shared, parts, .. } = self;
         shared.ending.store(true, Ordering::SeqCst);
         shared.bell.ring();
         shared.runner.end();
@@ -137,25 +178,19 @@ impl Life {
     fn end_workers(&self) {
         self.shared.stopping_workers.store(true, Ordering::SeqCst);
         self.shared.bell.ring();
-        self.each_worker(Worker::tell_to_stop);
+        each_worker(&self.shared, Worker::tell_to_stop);
         if self.have_ended_within(self.term_timeout) {
             return;
         }
-        self.each_worker(Worker::terminate);
+        each_worker(&self.shared, Worker::terminate);
         if self.have_ended_within(self.term_timeout) {
             return;
         }
-        self.each_worker(Worker::kill);
+        each_worker(&self.shared, Worker::kill);
         // SIGKILL cannot be refused; the engine's thread reaps and tells.
         while !self.have_ended_within(Duration::from_secs(1)) {
-            self.each_worker(Worker::kill);
+            each_worker(&self.shared, Worker::kill);
         }
-    }
-
-    /// The latest in the plan first.
-    fn each_worker(&self, step: fn(&Worker)) {
-        let workers: Vec<_> = self.shared.workers.lock().living.values().cloned().collect();
-        workers.iter().rev().for_each(|worker| step(worker));
     }
 
     fn have_ended_within(&self, limit: Duration) -> bool {
@@ -164,6 +199,12 @@ impl Life {
         let (roll, _) = wait.unwrap_or_else(PoisonError::into_inner);
         roll.living.is_empty()
     }
+}
+
+/// The latest in the plan first.
+fn each_worker(shared: &Shared, step: fn(&Worker)) {
+    let workers: Vec<_> = shared.workers.lock().living.values().cloned().collect();
+    workers.iter().rev().for_each(|worker| step(worker));
 }
 
 impl Drop for Life {

@@ -18,6 +18,9 @@ use crate::supervisor::{Patience, Worker};
 const TICK_NS: u64 = 10_000_000;
 /// Ticks without anything to look after before the thread sleeps without a time-out again.
 const QUIET_TICKS: u32 = 50;
+/// Batches read from each lane before the workers are looked at again: one that never stops talking keeps
+/// nobody from being heard, nor a death from being settled.
+const TURNS: u32 = 64;
 const BELL: u64 = 0;
 /// Tokens of a worker: its pidfd, its socket, its doorbell, in this order.
 const FIRST_PIDFD: u64 = 1;
@@ -29,6 +32,8 @@ pub(super) struct EngineThread {
     poller: Poller,
     wards: Vec<Ward>,
     quiet_ticks: u32,
+    /// A lane had more to read than its turns.
+    has_more: bool,
     /// When bells were armed last for what nobody waits for.
     armed_ns: u64,
 }
@@ -45,7 +50,7 @@ impl EngineThread {
             ward.watch(&poller, FIRST_PIDFD + TOKENS * wards.len() as u64)?;
             wards.push(ward);
         }
-        Ok(Self { shared, poller, wards, quiet_ticks: 0, armed_ns: 0 })
+        Ok(Self { shared, poller, wards, quiet_ticks: 0, has_more: false, armed_ns: 0 })
     }
 
     /// Lives until the engine is stopped and its workers are reaped.
@@ -91,6 +96,9 @@ impl EngineThread {
     }
 
     fn next_look_ns(&self) -> Option<u64> {
+        if self.has_more {
+            return Some(0);
+        }
         let now_ns = clock::monotonic_ns();
         let tick = self.shared.ticking.load(Ordering::SeqCst).then_some(now_ns + TICK_NS);
         let due = tick.and_then(|_| self.shared.correlation.earliest_deadline());
@@ -101,16 +109,19 @@ impl EngineThread {
     /// Reads what nobody reads, ends what is due, and arms bells for what is still to come.
     fn look_after(&mut self) {
         let shared = Arc::clone(&self.shared);
+        self.has_more = false;
         if !shared.ticking.load(Ordering::SeqCst) {
             return;
         }
-        loop {
-            self.read_all();
+        let mut turns = 0..TURNS;
+        let mut is_done = false;
+        while !is_done && turns.next().is_some() {
+            // What one lane has replied may have gone on to another.
+            let has_read = self.read_all();
             shared.expire(clock::monotonic_ns());
-            if self.all_armed() {
-                break;
-            }
+            is_done = !has_read && self.all_armed();
         }
+        self.has_more = !is_done;
         if shared.unattended.load(Ordering::SeqCst) > 0 {
             self.quiet_ticks = 0;
             return;
@@ -126,21 +137,15 @@ impl EngineThread {
         }
     }
 
-    fn read_all(&self) {
+    /// Reads a batch from each lane; whether there was one.
+    fn read_all(&self) -> bool {
         let shared = &self.shared;
-        loop {
-            let mut found = false;
-            for link in shared.links() {
-                while shared.read(link) {
-                    found = true;
-                }
-                link.stop_looking(&shared.correlation);
-            }
-            // What one lane has replied may have gone on to another.
-            if !found {
-                return;
-            }
+        let mut has_read = false;
+        for link in shared.links() {
+            has_read |= shared.read(link);
+            link.stop_looking(&shared.correlation);
         }
+        has_read
     }
 
     /// Arms the bell of every lane with something that nobody waits for; false if a reply is there already.

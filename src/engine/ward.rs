@@ -20,6 +20,8 @@ use crate::supervisor::{
     self, Capture, Finding, Liveness, Patience, StartError, Work, Worker, WorkerEvent, WorkerNotice,
 };
 
+/// Dead workers whose last lines are kept.
+const LAST_WORDS: usize = 64;
 /// A worker whose connection has ended is dying, or is killed after this.
 const END_GRACE_NS: u64 = 100_000_000;
 
@@ -46,7 +48,7 @@ pub(super) struct Ward {
     capture: Option<Capture>,
     /// When a connection ended while the process lived.
     connection_ended_ns: Option<u64>,
-    /// It has said that serving has ended, or BYE.
+    /// It has said, as it was asked to, that serving has ended: silence is what follows.
     has_left: bool,
 }
 
@@ -117,7 +119,12 @@ impl Ward {
         for report in heard.reports {
             match report {
                 Report::Drained => self.tell(shared, WorkerEvent::Drained),
-                Report::Stopped | Report::Bye => self.has_left = true,
+                Report::Stopped => self.has_left = true,
+                // From one who was not asked it is a connection that ends.
+                Report::Bye if shared.stopping_workers.load(Ordering::SeqCst) => self.has_left = true,
+                Report::Bye => {
+                    self.connection_ended_ns.get_or_insert_with(clock::monotonic_ns);
+                }
                 Report::Ready | Report::Heartbeat => {}
             }
         }
@@ -150,7 +157,7 @@ impl Ward {
             link.die(Cause::Killed(KilledFor::ConnectionLost));
             worker.kill();
         }
-        if now_ns >= self.liveness.next_ns() && link.is_live() && !self.has_left {
+        if now_ns >= self.liveness.next_ns() {
             self.judge(shared, &worker, now_ns);
         }
     }
@@ -159,6 +166,10 @@ impl Ward {
         // What has come meanwhile is heard before its silence is judged.
         self.hear(shared);
         let link = shared.link(self.lane);
+        if !link.is_live() || self.has_left || self.connection_ended_ns.is_some() {
+            // It is dying, ends by itself, or has its grace: silence says nothing about it any more.
+            return self.liveness.skip(now_ns);
+        }
         let work = link.end.executing();
         let work = work.map(|(position, deadline_ns, progress)| Work { position, deadline_ns, progress });
         let heard_ns = worker.heard_ns();
@@ -231,6 +242,10 @@ impl Ward {
         let mut roll = shared.workers.lock();
         roll.rejects.add(&worker.rejects());
         roll.living.remove(&self.lane);
+        roll.last_words.push_back((worker.pid(), worker.tail().clone()));
+        if roll.last_words.len() > LAST_WORDS {
+            roll.last_words.pop_front();
+        }
         roll.ended.insert(self.lane, stop);
         drop(roll);
         shared.workers.changed.notify_all();

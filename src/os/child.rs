@@ -172,12 +172,18 @@ pub fn signal(pidfd: BorrowedFd, signal: i32) -> io::Result<()> {
     }
 }
 
-/// Kills every process of the group that `pid` leads; an empty group is fine.
+/// Kills `pid` and every process of the group that it leads or has led; an
+/// empty group is fine.
 ///
 /// Only to be called while the leader is unreaped: afterwards the number may
 /// name the group of a stranger.
 pub fn kill_group(pid: i32) {
     signal_group(pid, libc::SIGKILL);
+    // One that ends by itself has left its group.
+    if pid > 1 {
+        // SAFETY: no memory is passed.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
 }
 
 /// Sends `signal` to every process of the group that `pid` leads; an empty

@@ -208,6 +208,7 @@ fn all_ready(births: &mut [Unborn<'_>]) -> Result<(), StartError> {
         let connection = unborn.connection.as_ref().expect("shaken hands");
         poller.add(connection.as_fd(), token as u64).map_err(unborn.spec.system(StartStep::Ready))?;
         poller.add(unborn.socket(), token as u64).map_err(unborn.spec.system(StartStep::Ready))?;
+        poller.add(unborn.worker().pidfd(), token as u64).map_err(unborn.spec.system(StartStep::Ready))?;
     }
     let mut tokens = Vec::new();
     loop {
@@ -293,6 +294,7 @@ impl<'a> Unborn<'a> {
             process: spec.process,
             pid,
             sink: spec.sink.clone(),
+            tail: unborn.worker().tail().clone(),
         };
         capture.add(&speaker, Stream::Stdout, stdout).map_err(system(StartStep::Spawn))?;
         capture.add(&speaker, Stream::Stderr, stderr).map_err(system(StartStep::Spawn))?;
@@ -354,7 +356,11 @@ impl<'a> Unborn<'a> {
         if connection.turn(clock::monotonic_ns(), |_| {}).is_err() {
             return Err(self.refusal().unwrap_or_else(|| self.not_there(StartStep::Ready)));
         }
-        self.refusal().map_or(Ok(()), Err)
+        // What it said comes first. Its connections need not end with it: a child of its own may hold them.
+        match self.refusal() {
+            None if self.worker().exit().is_some() => Err(self.not_there(StartStep::Ready)),
+            refusal => refusal.map_or(Ok(()), Err),
+        }
     }
 
     fn is_ready(&mut self) -> bool {
@@ -506,6 +512,7 @@ impl Drop for Unborn<'_> {
             worker.kill();
             let _ = readable_within(worker.pidfd(), None);
             worker.reap();
+            self.spec.tell(worker.pid(), WorkerEvent::Stopped { gracefully: false });
         }
     }
 }

@@ -58,6 +58,15 @@ pub(crate) type Listener = Arc<dyn Fn(&WorkerNotice) + Send + Sync>;
 
 /// Hands a notice to whoever listens.
 pub(crate) fn tell(listener: Option<&Listener>, notice: &WorkerNotice) {
+    #[cfg(feature = "tracing")]
+    tracing::info!(
+        target: "handbell",
+        group = &*notice.group,
+        process = notice.process,
+        pid = notice.pid,
+        event = ?notice.event,
+        "worker"
+    );
     if let Some(listener) = listener {
         // It is the user's; what it does changes nothing here.
         let _ = catch_unwind(AssertUnwindSafe(|| listener(notice)));

@@ -18,5 +18,5 @@ pub use output::{OutputLine, OutputSink, Stream};
 pub(crate) use birth::{Started, WorkerSpec, start};
 pub(crate) use event::{Listener, tell};
 pub(crate) use liveness::{Finding, Liveness, Patience, Work};
-pub(crate) use output::Capture;
+pub(crate) use output::{Capture, Tail};
 pub(crate) use worker::Worker;

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::output::Tail;
 use crate::doorbell::{Connection, Ended, EngineSession, Rejects, Report, Session};
 use crate::os::child::{self, Exit};
 use crate::os::{clock, socket};
@@ -49,13 +50,14 @@ pub(crate) struct Worker {
     pidfd: OwnedFd,
     socket: OwnedFd,
     line: Mutex<Line>,
+    tail: Tail,
     /// Whether its numbers may be somebody else's by now. Held while they are used.
     reaped: Mutex<bool>,
 }
 
 impl Worker {
     pub(super) fn new(pid: i32, pidfd: OwnedFd, socket: OwnedFd) -> Self {
-        Self { pid, pidfd, socket, line: Mutex::default(), reaped: Mutex::new(false) }
+        Self { pid, pidfd, socket, line: Mutex::default(), tail: Tail::default(), reaped: Mutex::new(false) }
     }
 
     /// The handshake is done, and GO may be due.
@@ -78,6 +80,11 @@ impl Worker {
     /// Whether a signal or a debugger has stopped it.
     pub fn is_stopped(&self) -> bool {
         !*self.reaped() && child::is_stopped(self.pid)
+    }
+
+    /// The last lines that it printed.
+    pub fn tail(&self) -> &Tail {
+        &self.tail
     }
 
     /// Its process number, which is also that of its process group.
@@ -123,6 +130,12 @@ impl Worker {
     pub fn heard_ns(&self) -> u64 {
         let mut line = self.line();
         line.connection.as_mut().and_then(|connection| connection.session().heard_ns()).unwrap_or(0)
+    }
+
+    /// Messages that have come on its doorbell, HELLO included.
+    #[cfg(feature = "testing")]
+    pub fn messages_heard(&self) -> u64 {
+        self.line().connection.as_mut().map_or(0, |connection| connection.session().messages_heard())
     }
 
     /// What its doorbell has refused so far.

@@ -33,7 +33,7 @@ pub(crate) const MARKER: &str = "HANDBELL_WORKER";
 
 /// An engine that is alive sends its part within this; one that is stopped may take longer, and waiting
 /// costs nothing, because its death ends the socket.
-const ENGINE_WORD_MS: u32 = 600_000;
+pub(crate) const ENGINE_WORD_MS: u32 = 600_000;
 
 /// Why a worker ends before it has served; also its exit code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,11 +62,11 @@ pub(crate) fn is_inside_worker() -> bool {
 
 /// Serves until told to stop, then exits. Never returns.
 pub(crate) fn run(registry: &Registry) -> ! {
-    run_with(registry, serve)
+    run_with(registry, |end, executor, _| serve(end, executor))
 }
 
 /// [`run`] with another way to serve.
-pub(crate) fn run_with(registry: &Registry, serve: impl FnOnce(WorkerEnd, Executor)) -> ! {
+pub(crate) fn run_with(registry: &Registry, serve: impl FnOnce(WorkerEnd, Executor, &Line)) -> ! {
     // Relaxed: the nodes run in this thread, or in threads that it starts.
     IS_SERVING.store(true, Ordering::Relaxed);
     let code = match be_born(registry, serve) {
@@ -76,12 +76,13 @@ pub(crate) fn run_with(registry: &Registry, serve: impl FnOnce(WorkerEnd, Execut
             unborn as i32
         }
     };
+    life::kill_rest_of_group();
     std::process::exit(code);
 }
 
 type Born<T> = Result<T, (Unborn, String)>;
 
-fn be_born(registry: &Registry, serve: impl FnOnce(WorkerEnd, Executor)) -> Born<()> {
+fn be_born(registry: &Registry, serve: impl FnOnce(WorkerEnd, Executor, &Line)) -> Born<()> {
     let system = |what: &'static str| move |error| (Unborn::System, format!("{what}: {error}"));
     let socket = Arc::new(life::become_worker().map_err(system("taking over standard input"))?);
     let parent = socket::peer_pid(socket.as_fd()).map_err(system("asking for the engine's pid"))?;
@@ -150,7 +151,7 @@ fn be_born(registry: &Registry, serve: impl FnOnce(WorkerEnd, Executor)) -> Born
         cpu::pin(usize::from(processor)).map_err(system("keeping to its processor"))?;
     }
     if line.ready() {
-        serve(end, executor);
+        serve(end, executor, &line);
     }
     line.leave();
     Ok(())

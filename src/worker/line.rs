@@ -33,6 +33,9 @@ const NEWS: u64 = 2;
 const READY: u32 = 1;
 const STOPPED: u32 = 2;
 const LEAVES: u32 = 4;
+/// For tests: nothing more, ever.
+#[cfg(feature = "testing")]
+const MUTE: u32 = 8;
 
 /// What the two threads share.
 struct Common {
@@ -49,13 +52,14 @@ struct Common {
 }
 
 /// The serving thread's hold on the other one.
-pub(super) struct Line {
+#[cfg_attr(feature = "testing", derive(Clone))]
+pub(crate) struct Line {
     common: Arc<Common>,
 }
 
 impl Line {
     /// Starts the thread over both connections. `stop` is raised when serving shall end.
-    pub fn start(
+    pub(super) fn start(
         socket: Arc<OwnedFd>,
         connection: Connection<WorkerSession>,
         idleness: Idleness,
@@ -106,6 +110,12 @@ impl Line {
             self.common.gone.wait(0, Some(until_ns));
         }
     }
+
+    /// Stops the thread for good, as if it hung; the process goes on.
+    #[cfg(feature = "testing")]
+    pub fn mute(&self) {
+        self.common.tell(MUTE);
+    }
 }
 
 impl Common {
@@ -153,6 +163,8 @@ impl Ringer {
                 self.connection.session().drained();
                 continue;
             }
+            // A stop that came along with the drain, or after it: what had not ended by then is cut off.
+            self.is_draining &= self.stop_by_ns.is_none();
             let look_ns = self.is_draining.then_some(now_ns + DRAIN_LOOK_NS);
             let until_ns = [self.connection.next_ns(), look_ns, self.stop_by_ns].into_iter().flatten().min();
             if self.poller.wait(&mut tokens, until_ns).is_err() {
@@ -169,6 +181,12 @@ impl Ringer {
     fn take_news(&mut self, now_ns: u64) {
         self.common.rung.clear();
         let news = self.common.news.swap(0, Ordering::Acquire);
+        #[cfg(feature = "testing")]
+        if news & MUTE != 0 {
+            loop {
+                std::thread::park();
+            }
+        }
         let session = self.connection.session();
         if news & READY != 0 {
             session.ready(now_ns);
@@ -189,7 +207,6 @@ impl Ringer {
             Order::Go => Common::raise(&common.go),
             Order::Drain => *is_draining = true,
             Order::Stop => {
-                *is_draining = false;
                 *stop_by_ns = Some(now_ns.saturating_add(*grace_ns));
                 Common::raise(&common.stop);
                 Common::raise(&common.go);
@@ -209,6 +226,7 @@ impl Ringer {
         session.stopped();
         session.bye();
         let _ = self.connection.turn(clock::monotonic_ns(), |_| {});
+        life::kill_rest_of_group();
         life::leave(CUT_OFF)
     }
 

@@ -8,5 +8,7 @@ mod line;
 mod serve;
 
 #[cfg(feature = "testing")]
-pub(crate) use birth::run_with;
+pub(crate) use birth::{ENGINE_WORD_MS, run_with};
 pub(crate) use birth::{MARKER, is_inside_worker, is_worker, run};
+#[cfg(feature = "testing")]
+pub(crate) use line::Line;

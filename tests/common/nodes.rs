@@ -19,6 +19,10 @@ pub fn app() -> App {
             std::thread::sleep(Duration::from_millis(number(request)));
             Ok(output.reply(request.payload())?)
         })
+        .node("dawdle", |_, output| {
+            std::thread::sleep(Duration::from_millis(100));
+            Ok(output.reply(b"done")?)
+        })
         .node("stuck", |_, _| {
             loop {
                 std::thread::park();
@@ -85,11 +89,15 @@ fn dying(app: App) -> App {
             }
         }
     };
-    app.node("panic", |request, _| panic!("{}", text(request).escape_default().take(40).collect::<String>()))
-        .node("abort", |_, _| std::process::abort())
-        .node("exit", |request, _| std::process::exit(number(request) as i32))
-        .node("segv", signal(Signal::SEGV))
-        .node("kill_self", signal(Signal::KILL))
+    app.node_with("slow_to_build", || {
+        std::thread::sleep(Duration::from_millis(super::number_from(super::BUILD_MS, 0)));
+        Ok(|_: &Request<'_>, output: &mut Output<'_>| Ok(output.reply(b"built")?))
+    })
+    .node("panic", |request, _| panic!("{}", text(request).escape_default().take(40).collect::<String>()))
+    .node("abort", |_, _| std::process::abort())
+    .node("exit", |request, _| std::process::exit(number(request) as i32))
+    .node("segv", signal(Signal::SEGV))
+    .node("kill_self", signal(Signal::KILL))
 }
 
 /// Replies of a wanted size.
@@ -104,6 +112,13 @@ fn sized(app: App) -> App {
     })
     .nodes_with(["checked", "changed"], || Checked(0))
     .nodes_with(["guarded", "refused"], || Guarded(0))
+    .node("gush", |_, output| gush(output))
+    .node("gush_and_stay", |_, output| {
+        let _ = gush(output);
+        loop {
+            std::thread::park();
+        }
+    })
     .node("burst", |request, output| request.payload().iter().try_for_each(|byte| Ok(output.emit(&[*byte])?)))
 }
 
@@ -112,6 +127,13 @@ fn chain(app: App) -> App {
     app.node("first", |request, output| Ok(output.emit(&[request.payload(), b"1"].concat())?))
         .node("second", |request, output| Ok(output.emit(&[request.payload(), b"2"].concat())?))
         .node("third", |request, output| Ok(output.emit(&[request.payload(), b"3"].concat())?))
+}
+
+/// Says something until there is no room for it, which there never is if nobody reads.
+fn gush(output: &mut Output<'_>) -> Result {
+    loop {
+        output.reply(b"more")?;
+    }
 }
 
 fn identity(request: &Request<'_>, output: &mut Output<'_>) -> Result {
