@@ -15,11 +15,8 @@
 compile_error!("handbell runs on 64-bit little-endian Linux");
 
 mod app;
-// The doorbell stands by itself so far: nothing outside of tests rings it.
-#[allow(dead_code, unused_imports)]
 mod auth;
 mod base;
-#[allow(dead_code, unused_imports)]
 mod doorbell;
 mod engine;
 mod lane;
@@ -48,6 +45,7 @@ pub use node::{BuildError, EmitError, Keyed, Node, Output, Request};
 pub use plan::budget::BudgetError;
 pub use plan::error::PlanError;
 pub use plan::plan::Plan;
+pub use plan::restart::Restart;
 pub use plan::settings::{Profile, SettingsError};
 pub use shm::block::InPlace;
-pub use supervisor::{OutputLine, StartError, StartStep, Stream};
+pub use supervisor::{OutputLine, StartError, StartStep, Stream, WorkerEvent, WorkerNotice};

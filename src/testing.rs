@@ -1,11 +1,12 @@
 //! For tests only: what the public way rightly keeps shut.
 //!
 //! [`Table`] is the correlation table with time as an argument; [`Births`] starts the workers of a plan without
-//! an engine; [`serve_raw_if_worker`] makes a worker that is born like any other and may then write what it
+//! an engine; [`by_hand`] goes through a birth step by step, at either side; [`serve_raw_if_worker`] makes a worker that is born like any other and may then write what it
 //! likes into its lane; [`doorbell`] is the control connection by itself; the rest addresses nodes that an honest
 //! plan does not have. Nothing in here is covered by the promise of stable interfaces.
 
 mod births;
+pub mod by_hand;
 
 use crate::base::sync::{AtomicU64, Ordering, fence};
 
@@ -24,7 +25,7 @@ use crate::lane::{Incoming, LastMark, WorkerEnd};
 use crate::shm::view::{Memory, View};
 use crate::wire::error;
 use crate::wire::geometry::Geometry;
-use crate::worker;
+use crate::worker::{self, Line};
 
 // ---- nodes that an honest plan does not have ----
 
@@ -60,6 +61,11 @@ pub fn has_begun_at(engine: &Engine, lane: u16, position: u64) -> bool {
     engine.has_begun(lane, position)
 }
 
+/// Messages that the first worker has said on its doorbell, HELLO included.
+pub fn messages_heard(engine: &Engine) -> u64 {
+    engine.messages_heard()
+}
+
 // ---- the doorbell ----
 
 /// The doorbell by itself: both ends, with time as an argument.
@@ -81,9 +87,9 @@ pub mod doorbell {
 /// when that returns. Elsewhere: does nothing.
 pub fn serve_raw_if_worker(app: &App, lie: impl FnOnce(&mut RawWorker)) {
     if worker::is_worker() {
-        worker::run_with(app.registry(), |end, _executor| {
+        worker::run_with(app.registry(), |end, _executor, line| {
             let geometry = end.geometry();
-            lie(&mut RawWorker { end, geometry });
+            lie(&mut RawWorker { end, geometry, line: line.clone() });
         });
     }
 }
@@ -92,6 +98,7 @@ pub fn serve_raw_if_worker(app: &App, lie: impl FnOnce(&mut RawWorker)) {
 pub struct RawWorker {
     end: WorkerEnd,
     geometry: Geometry,
+    line: Line,
 }
 
 /// A request as a [`RawWorker`] receives it.
@@ -164,6 +171,16 @@ impl RawWorker {
     /// Offset in the reply segment of the commit word of the reply `ahead` places behind the next one.
     pub fn commit_word_at(&self, ahead: u64) -> usize {
         self.end.reply_slot_at(self.end.head() + ahead)
+    }
+
+    /// Takes leave on the doorbell, and goes on.
+    pub fn leave(&self) {
+        self.line.leave();
+    }
+
+    /// Says nothing on the doorbell any more, hears nothing there, and goes on.
+    pub fn mute(&self) {
+        self.line.mute();
     }
 
     /// For writing words into the reply segment, from any thread.
@@ -341,7 +358,7 @@ impl Table {
 
     /// Ends everything; the ids in the order in which they ended.
     pub fn end_all(&self, cause: Cause, now_ns: u64) -> Vec<TraceId> {
-        self.ids(self.correlation.end_all_of(SOURCE, cause, now_ns, |_, _| false))
+        self.ids(self.correlation.end_all_of(SOURCE, false, cause, now_ns, |_, _| false))
     }
 
     fn ids(&self, ended: Vec<EndedRoot>) -> Vec<TraceId> {

@@ -7,11 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use handbell::testing::Births;
 use handbell::{
     App, BuildError, Drain, EngineBuilder, NodeError, Output, Plan, Request, Resource, StartError, Stream,
+    WorkerEvent,
 };
 
 mod common;
@@ -21,6 +22,9 @@ use common::{far, until};
 /// More than a pipe holds.
 const LINES: usize = 4_000;
 const LINE: &str = "a line that is printed while the node's state is being built";
+
+/// Workers that are only built when all of them are being built.
+const EIGHT: usize = 8;
 
 /// A directory in which workers leave word for each other.
 const PLACE: &str = "HANDBELL_TEST_PLACE";
@@ -41,6 +45,10 @@ fn app() -> App {
             Some(_) => Err(BuildError::new("the model is missing")),
             None => Ok(nothing),
         })
+        .node_with("fails_here", || match std::env::var_os("HANDBELL_WORKER") {
+            Some(_) => Ok(nothing),
+            None => Err(BuildError::new("the model is missing")),
+        })
         .node_with("exits", || -> Result<Nothing, BuildError> { std::process::exit(3) })
         .node_with("stuck", || -> Result<Nothing, BuildError> {
             loop {
@@ -60,6 +68,13 @@ fn app() -> App {
             println!("open files {}", own_limit("Max open files"));
             Ok(nothing)
         });
+    let app = app.node_with("meets_all", || {
+        fs::write(place().join(std::process::id().to_string()), "").map_err(BuildError::new)?;
+        while fs::read_dir(place()).map_err(BuildError::new)?.count() < EIGHT {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(nothing)
+    });
     // Names of their own, because a node belongs to one group.
     let app = ["up0", "up1", "up2", "up3"].into_iter().fold(app, |app, name| {
         app.node_with(name, || {
@@ -216,6 +231,17 @@ fn boot_03_nodes_are_built_side_by_side() {
     assert_eq!(workers.pids().len(), 2);
 }
 
+fn boot_03_eight_workers_that_wait_for_each_other_start() {
+    let scratch = Scratch::new();
+    let plan = Plan::new().group("g", ["meets_all"]).processes(EIGHT);
+    let begin = Instant::now();
+    let builder = app().engine(plan).env(common::TOKEN, common::token()).env(PLACE, &scratch.0);
+    let engine = builder.start().expect("they meet");
+    println!("eight workers that wait for each other: started after {:?}", begin.elapsed());
+    assert_eq!(engine.summary().worker_pids.len(), EIGHT);
+    assert_eq!(common::stop(&engine).workers.len(), EIGHT);
+}
+
 fn boot_03_all_workers_may_print_while_they_build() {
     let (births, lines) = births(Plan::new().group("g", ["talks"]).processes(3));
     let workers = births.start().expect("output is drained meanwhile");
@@ -258,6 +284,27 @@ fn boot_04_a_worker_that_is_never_ready_takes_the_others_with_it() {
         refused(births.start_timeout(Duration::from_secs(3)), &lines),
         "the worker of group 'b' did not reach step ready within start_timeout = 3s"
     );
+}
+
+fn boot_04_what_was_started_in_vain_is_told_with_its_end() {
+    // A worker that fails, and a node of this process that does when the workers are ready.
+    let failing = Plan::new().group("a", ["up0"]).processes(2).group("bad", ["exits"]);
+    let late = Plan::new().group("a", ["up0"]).processes(2).group("bad", ["fails_here"]).local();
+    for (plan, events) in [(failing, 3 * 2), (late, 2 * 3)] {
+        let notices = common::Notices::default();
+        let builder = app().engine(plan).env(common::TOKEN, common::token()).on_output(|_| {});
+        assert!(builder.on_worker_event(notices.listener()).start().is_err());
+        let all = notices.all();
+        assert_eq!(all.len(), events, "{all:?}");
+        let started = all.iter().filter(|notice| notice.event == WorkerEvent::Started);
+        for begun in started.clone() {
+            let told = notices.events_of(begun.pid);
+            assert_eq!(told.last(), Some(&WorkerEvent::Stopped { gracefully: false }), "{told:?}");
+        }
+        let ends = all.iter().filter(|notice| notice.event == WorkerEvent::Stopped { gracefully: false });
+        let places = |notice: &handbell::WorkerNotice| (notice.group.clone(), notice.process);
+        assert_eq!(ends.map(places).collect::<Vec<_>>(), started.rev().map(places).collect::<Vec<_>>());
+    }
 }
 
 fn boot_04_the_others_are_ended_in_reverse_order() {
@@ -414,7 +461,9 @@ fn main() {
         boot_04_a_worker_that_refuses_says_why,
         boot_03_workers_start_in_the_plans_order,
         boot_03_nodes_are_built_side_by_side,
+        boot_03_eight_workers_that_wait_for_each_other_start,
         boot_03_all_workers_may_print_while_they_build,
+        boot_04_what_was_started_in_vain_is_told_with_its_end,
         a_plan_of_local_groups_has_no_worker,
         boot_04_one_that_fails_takes_the_others_with_it,
         boot_04_a_worker_that_is_never_ready_takes_the_others_with_it,

@@ -1,26 +1,21 @@
 //! The doorbell on real sockets, between real processes, and besieged: SEC-IPC-01, -03, -04, -07, -08, -09,
 //! KEY-IPC-01 and -02. Every edge of the state machines has a test beside them, in `src/doorbell/`.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::os::fd::AsFd;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use handbell::testing::doorbell::{
-    CREDENTIALS_BYTES, CallError, Caller, Connection, Credentials, Ended, EngineSession, EngineTerms, Life,
-    Listener, Loopback, Order, Poller, Reject, Report, SECRET_BYTES, Secret, Session, Timing, Turn,
-    WorkerSession, WorkerTerms, monotonic_ns, random,
+    CallError, Caller, Credentials, Ended, EngineSession, Listener, Loopback, Reject, Report, SECRET_BYTES,
+    Secret, Session, Timing, Turn, WorkerSession, monotonic_ns, random,
 };
 use rustix::process::Signal;
 
 mod common;
-use common::{TOKEN, kill, token};
-
-/// Set in a process that plays a part, to which one.
-const ROLE: &str = "HANDBELL_TEST_ROLE";
+use common::bell::*;
+use common::kill;
 
 fn main() {
     match std::env::var(ROLE).as_deref() {
@@ -29,6 +24,7 @@ fn main() {
         Ok("forgetful") => forgetful(),
         _ => {}
     }
+    common::app().serve_if_worker();
     common::run(tests![
         sec_ipc_01_a_worker_process_is_let_go_drained_and_stopped,
         sec_ipc_03_a_worker_paused_for_longer_than_a_message_lives_obeys,
@@ -44,166 +40,14 @@ fn main() {
     ]);
 }
 
-const SECOND: u64 = 1_000_000_000;
-const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-const LIFE: Life = Life { worker: 2, incarnation: 7 };
-const LAYOUT: u64 = 0x1234;
-
-fn far_ns() -> u64 {
-    monotonic_ns() + 60 * SECOND
-}
-
-fn engine_terms(pid: u32) -> EngineTerms {
-    EngineTerms { life: LIFE, pid, layout_digest: LAYOUT, timing: Timing::default() }
-}
-
-fn worker_terms() -> WorkerTerms {
-    WorkerTerms { life: LIFE, pid: std::process::id(), layout_digest: LAYOUT }
-}
-
-fn credentials() -> Credentials {
-    Credentials::generate(random::fill).expect("random bytes")
-}
-
-/// The same ones, for the other end.
-fn copy(credentials: &Credentials) -> Credentials {
-    let mut bytes = [0; CREDENTIALS_BYTES];
-    credentials.write(&mut bytes);
-    Credentials::take(&mut bytes)
-}
-
-/// What a listener's worker needs to know.
-fn told_by(listener: &Listener) -> Credentials {
-    copy(listener.credentials().expect("it is open"))
-}
-
-fn listener() -> Listener {
-    Listener::open(Loopback::default(), credentials()).expect("it listens")
-}
-
-/// Turns the listener until its handshake is done, or is not.
-fn finish(listener: &mut Listener) -> Option<Box<Connection<EngineSession>>> {
-    let poller = Poller::new().expect("an epoll");
-    poller.add(listener.as_fd(), 0).expect("a set can be watched");
-    let mut tokens = Vec::new();
-    loop {
-        match listener.turn(monotonic_ns()).expect("the system has what it takes") {
-            Turn::Done(connection) => return Some(connection),
-            Turn::Late => return None,
-            Turn::Waiting => {}
-        }
-        poller.wait(&mut tokens, listener.next_ns()).expect("epoll");
-    }
-}
-
-/// Turns the connection until it has reported this; everything that it reported.
-fn hear(connection: &mut Connection<EngineSession>, until: Report) -> Vec<Report> {
-    let poller = Poller::new().expect("an epoll");
-    poller.add(connection.as_fd(), 0).expect("watched");
-    let (mut tokens, mut reports) = (Vec::new(), Vec::new());
-    loop {
-        let turned = connection.turn(monotonic_ns(), |report| reports.push(report));
-        if reports.contains(&until) {
-            return reports;
-        }
-        turned.unwrap_or_else(|ended| panic!("{ended:?} behind {reports:?}"));
-        poller.wait(&mut tokens, connection.next_ns()).expect("epoll");
-    }
-}
-
-// ---- a worker process ----
-
-struct Process {
-    child: Child,
-    said: BufReader<ChildStdout>,
-}
-
-fn play(role: &str) -> Process {
-    let mut command = Command::new("/proc/self/exe");
-    command.env(ROLE, role).env(TOKEN, token()).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = command.spawn().expect("it starts");
-    let said = BufReader::new(child.stdout.take().expect("piped"));
-    Process { child, said }
-}
-
-impl Process {
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.said.read_line(&mut line).expect("it speaks");
-        line.trim().to_owned()
-    }
-
-    fn tell(&mut self, bytes: &[u8]) {
-        self.child.stdin.as_mut().expect("piped").write_all(bytes).expect("it listens");
-    }
-
-    fn ends_well(mut self) -> String {
-        let mut rest = String::new();
-        self.said.read_to_string(&mut rest).expect("it speaks");
-        assert!(self.child.wait().expect("it ends").success(), "{rest}");
-        rest
-    }
-}
-
-/// Starts a worker that knows where to call, and announces it.
-fn announced(listener: &mut Listener, timing: Timing) -> Process {
-    let mut process = play("worker");
-    let mut bytes = [0; CREDENTIALS_BYTES];
-    listener.credentials().expect("it is open").write(&mut bytes);
-    process.tell(&[&bytes[..], &listener.local().port().to_le_bytes()].concat());
-    let port = process.line().parse().expect("a port");
-    let terms = EngineTerms { timing, ..engine_terms(process.child.id()) };
-    listener.announce(port, terms, monotonic_ns());
-    process.tell(b".");
-    process
-}
-
-/// An honest worker: obeys, and says what it was told.
-fn worker() -> ! {
-    let mut stdin = std::io::stdin().lock();
-    let (mut bytes, mut port) = ([0; CREDENTIALS_BYTES], [0; 2]);
-    stdin.read_exact(&mut bytes).and_then(|()| stdin.read_exact(&mut port)).expect("told");
-    let engine = SocketAddr::new(HERE, u16::from_le_bytes(port));
-    let caller = Caller::bind(HERE).expect("bound");
-    println!("{}", caller.port());
-    stdin.read_exact(&mut [0]).expect("announced");
-    let mut orders = Vec::new();
-    let called = caller.call(engine, Credentials::take(&mut bytes), worker_terms(), far_ns(), |order| {
-        orders.push(order);
-    });
-    let mut connection = called.expect("answered");
-    connection.session().ready(monotonic_ns());
-    let poller = Poller::new().expect("an epoll");
-    poller.add(connection.as_fd(), 0).expect("watched");
-    let mut tokens = Vec::new();
-    loop {
-        connection.turn(monotonic_ns(), |order| orders.push(order)).expect("an honest engine");
-        for order in orders.drain(..) {
-            println!("{order:?}");
-            match order {
-                Order::Go => {}
-                Order::Drain => connection.session().drained(),
-                Order::Stop => {
-                    connection.session().stopped();
-                    connection.session().bye();
-                }
-            }
-        }
-        if connection.session().has_left() && connection.is_flushed() {
-            println!("dropped {}", connection.session().rejects().of(Reject::Time));
-            std::process::exit(0);
-        }
-        poller.wait(&mut tokens, connection.next_ns()).expect("epoll");
-    }
-}
-
 fn sec_ipc_01_a_worker_process_is_let_go_drained_and_stopped() {
-    let mut listener = listener();
+    let mut listener = listener_at(81);
     let mut process = announced(&mut listener, Timing::default());
     let mut connection = finish(&mut listener).expect("the handshake is done");
-    // The listener is closed for good.
-    let again = TcpStream::connect(listener.local()).map_err(|error| error.kind());
-    assert!(matches!(again, Err(std::io::ErrorKind::ConnectionRefused)));
+    // The listener is closed for good. A process that another test starts holds it until it has become another
+    // program.
+    let again = || TcpStream::connect(listener.local()).map_err(|error| error.kind());
+    while !matches!(again(), Err(ErrorKind::ConnectionRefused)) {}
     assert!(matches!(listener.turn(monotonic_ns()), Ok(Turn::Late)));
     assert_eq!((listener.next_ns(), listener.rejects().total()), (None, 0));
 
@@ -315,7 +159,7 @@ fn sec_ipc_09_strangers_are_closed_unread() {
     assert!(turned.is_none(), "it has the secret, and is still a stranger");
     // It may have been hung up on before it was told that it is connected.
     let refused = call.join().expect("no panic").expect_err("refused");
-    let resets = [CallError::Ended(Ended::Closed), CallError::System(std::io::ErrorKind::ConnectionReset)];
+    let resets = [CallError::Ended(Ended::Closed), CallError::System(ErrorKind::ConnectionReset)];
     assert!(resets.contains(&refused), "{refused:?}");
     assert_eq!(listener.rejects().of(Reject::Stranger), 201);
     assert_eq!(listener.rejects().of(Reject::Silence), 1);
@@ -380,19 +224,13 @@ fn besieged() -> ! {
         look(&listener);
     }
     // The worker takes its time to announce itself; the listener goes on turning strangers away.
-    let mut process = play("worker");
-    let mut bytes = [0; CREDENTIALS_BYTES];
-    listener.credentials().expect("it is open").write(&mut bytes);
-    process.tell(&[&bytes[..], &listener.local().port().to_le_bytes()].concat());
+    let mut process = unannounced(&listener);
     let until_ns = monotonic_ns() + SECOND / 4;
     while monotonic_ns() < until_ns {
         listener.turn(monotonic_ns()).expect("turned away");
         look(&listener);
     }
-    let port = process.line().parse().expect("a port");
-    let terms = engine_terms(process.child.id());
-    listener.announce(port, terms, monotonic_ns());
-    process.tell(b".");
+    announce(&mut listener, &mut process, Timing::default());
     let mut connection = finish(&mut listener).expect("the start succeeds all the same");
     hear(&mut connection, Report::Ready);
     connection.session().go();
@@ -472,12 +310,14 @@ fn sec_ipc_09_a_flood_does_not_hinder_a_start() {
 // ---- secrets ----
 
 fn key_ipc_02_a_static_secret_says_so() {
-    let secret = Secret::take(&mut [5; SECRET_BYTES]);
-    let fresh = Listener::open(Loopback::default(), credentials()).expect("it listens");
-    let fixed = Credentials::with_static(&secret, random::fill).expect("random bytes");
-    let fixed = Listener::open(Loopback::default(), fixed).expect("it listens");
-    let is_static = |listener: &Listener| listener.credentials().map(Credentials::is_static);
-    assert_eq!((is_static(&fresh), is_static(&fixed)), (Some(false), Some(true)));
+    let (fresh, _) = common::start(&["echo"]);
+    let (fixed, echo) =
+        common::started(common::engine(&["echo"]).development_secret(&[5; SECRET_BYTES]), "echo");
+    assert!(fixed.call(echo, b"works", common::far()).is_ok());
+    let says_so = |engine: &handbell::Engine| engine.summary().to_string().contains("DEVELOPMENT");
+    assert_eq!((says_so(&fresh), says_so(&fixed)), (false, true));
+    common::stop(&fresh);
+    common::stop(&fixed);
 }
 
 /// The secret that [`forgetful`] forgets, so written that this program's file does not contain it.
@@ -572,13 +412,13 @@ fn a_peer_that_never_reads_costs_nothing() {
 
 fn a_call_that_comes_to_nothing_says_why() {
     // Nobody listens.
-    let closed = listener().local();
+    let closed = listener_at(82).local();
     let call = |to, until_ns| {
         let caller = Caller::bind(HERE).expect("bound");
         let called = caller.call(to, credentials(), worker_terms(), until_ns, |_| ());
         called.err().expect("it comes to nothing")
     };
-    assert_eq!(call(closed, far_ns()), CallError::System(std::io::ErrorKind::ConnectionRefused));
+    while call(closed, far_ns()) != CallError::System(ErrorKind::ConnectionRefused) {}
     // Nobody answers.
     let silent = listener();
     assert_eq!(call(silent.local(), monotonic_ns() + SECOND / 100), CallError::Late);

@@ -1,10 +1,11 @@
 //! Whatever dies, each request gets one clear error in bounded time: HANDOFF-04, E-01, E-02, E-04, E-05, BOOT.
 
 use std::error::Error;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use handbell::{
-    Category, Cause, Deadline, ExecutionClass, NodeError, Pending, Plan, StartError, StartStep,
+    Category, Cause, Deadline, Drain, ExecutionClass, NodeError, Pending, Plan, StartError, StartStep,
     TryDispatchError, testing,
 };
 use rustix::process::Signal;
@@ -35,6 +36,9 @@ program!(
     start_timeout_ends_a_start,
     an_unregistered_node_refuses_the_start,
     an_engine_inside_a_worker_is_an_error,
+    handoff_e_03_a_first_failure_is_not_masked_by_the_stop,
+    a_dead_workers_last_lines_are_shown_on_request,
+    failures_and_workers_are_told_to_tracing,
 );
 
 /// A node that dies takes nothing along but what is in flight.
@@ -382,4 +386,83 @@ fn an_engine_inside_a_worker_is_an_error() {
     let expected = "an engine cannot be started inside a worker; call serve_if_worker first in main";
     assert_eq!(String::from_utf8_lossy(&said.bytes()), expected);
     stop(&engine);
+}
+
+fn handoff_e_03_a_first_failure_is_not_masked_by_the_stop() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&told);
+    let builder = engine(&["stuck"]).term_timeout(Duration::from_millis(200)).on_failure(move |failure| {
+        heard.lock().unwrap().push((failure.group().to_owned(), failure.category()));
+    });
+    let (engine, stuck) = started(builder, "stuck");
+    failure(engine.call(stuck, b"", ms(50)).unwrap_err(), Category::Timeout);
+    let cut_off = engine.request(stuck).dispatch(b"").unwrap();
+    let report = engine.stop(Drain::within(Duration::from_millis(10)));
+    failure(cut_off.wait().unwrap_err(), Category::Shutdown);
+    assert_eq!(report.cut_off, 1);
+    let told = told.lock().unwrap();
+    assert_eq!(*told, [("g".to_owned(), Category::Timeout), ("g".to_owned(), Category::Shutdown)]);
+}
+
+fn a_dead_workers_last_lines_are_shown_on_request() {
+    // A listener that panics changes nothing.
+    let builder = engine(&["print", "abort"]).on_output(|_| {}).on_failure(|_| panic!("wanted"));
+    let (engine, print) = started(builder, "print");
+    for line in 0..40 {
+        engine.call(print, format!("{line}").as_bytes(), far()).unwrap();
+    }
+    let pid = worker_pid(&engine);
+    let died = engine.call(engine.node("abort").unwrap(), b"", far()).unwrap_err();
+    assert!(!format!("{died:?}").contains("out 39"));
+    until("its last words are there", || {
+        let lines = engine.last_lines(pid);
+        lines.len() == 64 && lines.contains(&b"out 39".to_vec()) && lines.contains(&b"err 39".to_vec())
+    });
+    assert_eq!(engine.last_lines(0), Vec::<Vec<u8>>::new());
+    stop(&engine);
+}
+
+/// Keeps what is told to `handbell`.
+struct Recorder(Arc<Mutex<Vec<String>>>);
+
+struct Fields(String);
+
+impl tracing::field::Visit for Fields {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        self.0 += &format!("{field}={value:?} ");
+    }
+}
+
+impl tracing::Subscriber for Recorder {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target() == "handbell"
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut fields = Fields(String::new());
+        event.record(&mut fields);
+        self.0.lock().unwrap().push(fields.0);
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+fn failures_and_workers_are_told_to_tracing() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    tracing::subscriber::set_global_default(Recorder(Arc::clone(&told))).expect("the only one");
+    let (engine, fail) = started(engine(&["fail"]), "fail");
+    engine.call(fail, b"canary-4111", far()).unwrap_err();
+    stop(&engine);
+    let told = told.lock().unwrap();
+    let has = |words: &[&str]| told.iter().any(|event| words.iter().all(|word| event.contains(word)));
+    assert!(
+        has(&["worker", "Started"]) && has(&["worker", "Ready"]) && has(&["worker", "Stopped"]),
+        "{told:?}"
+    );
+    assert!(has(&["handoff_failure", "group=\"g\"", "category=\"execution\""]), "{told:?}");
+    assert!(!told.iter().any(|event| event.contains("4111")), "{told:?}");
 }

@@ -107,7 +107,8 @@ fn stop_02_a_node_that_never_returns_is_forced() {
     });
     assert_eq!(report.cut_off, 3);
     assert_eq!(report.workers[0].mode, StopMode::Forced);
-    assert!(matches!(report.workers[0].cause, Cause::Signal(15 | 9)), "{report:?}");
+    // It obeys though its node does not return: after half of term_timeout it ends without it.
+    assert_eq!(report.workers[0].cause, Cause::Exit(86), "{report:?}");
     assert!(!is_alive(report.workers[0].pid));
     let error = running.wait().unwrap_err();
     assert_eq!(error.to_string(), "remote handoff shut down for group 'g'");

@@ -17,6 +17,12 @@ impl Counter {
         number
     }
 
+    /// How many there have been.
+    #[cfg(feature = "testing")]
+    pub fn count(&self) -> u64 {
+        self.next
+    }
+
     /// At the receiver: whether this is the next number. Only then does the count advance.
     pub fn accept(&mut self, number: u64) -> bool {
         let is_next = number == self.next;

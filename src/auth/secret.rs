@@ -37,7 +37,6 @@ impl Secret {
 pub struct Credentials {
     secret: Secret,
     session: [u8; SESSION_BYTES],
-    is_static: bool,
 }
 
 impl Credentials {
@@ -46,7 +45,7 @@ impl Credentials {
     /// # Errors
     /// What `fill` reports.
     pub fn generate<E>(mut fill: impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<Self, E> {
-        let mut credentials = Self { secret: Secret::empty(), session: [0; SESSION_BYTES], is_static: false };
+        let mut credentials = Self { secret: Secret::empty(), session: [0; SESSION_BYTES] };
         fill(credentials.secret.0.as_mut_slice())?;
         fill(&mut credentials.session)?;
         Ok(credentials)
@@ -61,15 +60,10 @@ impl Credentials {
         secret: &Secret,
         mut fill: impl FnMut(&mut [u8]) -> Result<(), E>,
     ) -> Result<Self, E> {
-        let mut credentials = Self { secret: Secret::empty(), session: [0; SESSION_BYTES], is_static: true };
+        let mut credentials = Self { secret: Secret::empty(), session: [0; SESSION_BYTES] };
         credentials.secret.0.copy_from_slice(secret.bytes());
         fill(&mut credentials.session)?;
         Ok(credentials)
-    }
-
-    /// Whether the secret is a static one; the start summary says so.
-    pub fn is_static(&self) -> bool {
-        self.is_static
     }
 
     /// Writes what the worker needs. The caller sends it once and wipes it.
@@ -80,8 +74,7 @@ impl Credentials {
 
     /// Takes what [`Credentials::write`] wrote, at the other end, and wipes the place where it stood.
     pub fn take(bytes: &mut [u8; CREDENTIALS_BYTES]) -> Self {
-        // Whether it is static matters to the engine's summary alone and does not travel.
-        let mut credentials = Self { secret: Secret::empty(), session: [0; SESSION_BYTES], is_static: false };
+        let mut credentials = Self { secret: Secret::empty(), session: [0; SESSION_BYTES] };
         credentials.secret.0.copy_from_slice(&bytes[..SECRET_BYTES]);
         credentials.session.copy_from_slice(&bytes[SECRET_BYTES..]);
         bytes.zeroize();
@@ -106,7 +99,6 @@ mod tests {
     fn key_ipc_01_every_start_has_its_own_secret_from_the_system() {
         let [one, two] = [(); 2].map(|()| Credentials::generate(random::fill).expect("random bytes"));
         assert!(one.secret() != two.secret() && one.session() != two.session());
-        assert!(!one.is_static());
         // Without random bytes there are no credentials: nothing stands in for them.
         assert!(Credentials::generate(|_: &mut [u8]| Err(())).is_err());
         let mut lengths = Vec::new();
@@ -127,7 +119,6 @@ mod tests {
             [(); 2].map(|()| Credentials::with_static(&secret, random::fill).expect("random bytes"));
         assert!(one.secret() == secret.bytes() && two.secret() == secret.bytes());
         assert!(one.session() != two.session());
-        assert!(one.is_static());
         assert!(Credentials::with_static(&secret, |_: &mut [u8]| Err(())).is_err());
     }
 

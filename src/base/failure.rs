@@ -38,8 +38,15 @@ impl Category {
 pub enum KilledFor {
     /// It wrote an impossible value into its lane.
     Corruption(Rule),
-    /// Its control connection ended while it lived.
+    /// Its control connection ended while it lived, or said what it may not.
     ConnectionLost,
+    /// It was silent for longer than `heartbeat_timeout`.
+    HeartbeatLost {
+        /// For how long, in milliseconds.
+        silence_ms: u32,
+    },
+    /// It went on with a request for `hung_after` past its deadline.
+    Hung,
     /// It was told to stop and did not.
     StopOverrun,
 }

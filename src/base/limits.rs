@@ -42,6 +42,15 @@ pub const PLAN_EDGES: usize = 4096;
 /// Processes of one group.
 pub const GROUP_PROCESSES: std::ops::RangeInclusive<usize> = 1..=256;
 
+/// Restarts of one process within its period.
+pub const RESTARTS: std::ops::RangeInclusive<usize> = 1..=1000;
+
+/// Lives of one process in all: each leaves something behind until the engine ends.
+pub const LIVES: usize = 4096;
+
+/// The longest time that can be stated, in milliseconds.
+pub const DAY_MS: usize = 86_400_000;
+
 /// Processes of a plan: each has a lane, and lanes are looked through one after the other.
 pub const PLAN_PROCESSES: usize = 1024;
 
@@ -65,6 +74,9 @@ pub const EVENTS: usize = 256;
 
 /// A sleeper looks again by itself after this long, so that a lost wake could cost time only.
 pub const LONGEST_SLEEP_NS: u64 = 2_000_000_000;
+
+/// The last lines of a worker's output that are kept for a look after its death.
+pub const TAIL_LINES: usize = 64;
 
 /// One captured line of a worker's output; what is longer is cut.
 pub const OUTPUT_LINE_BYTES: usize = 4096;

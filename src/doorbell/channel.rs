@@ -63,6 +63,12 @@ impl Channel {
         self.ttl_ns = ttl_ns;
     }
 
+    /// Messages that have come.
+    #[cfg(feature = "testing")]
+    pub fn received(&self) -> u64 {
+        self.received.count()
+    }
+
     /// Makes a message.
     pub fn seal(&mut self, kind: Kind, body: [u8; BODY_BYTES], now_ns: u64) -> MessageBytes {
         let mut message = DoorbellMessage {

@@ -84,7 +84,7 @@ impl<S: Session> Connection<S> {
                 }
                 Ok(got) => self.session.feed(&bytes[..got], now_ns, on).map_err(Ended::Rejected)?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => self.failed(&error)?,
+                Err(error) => interrupted(&error)?,
             }
         }
         Ok(())
@@ -104,19 +104,20 @@ impl<S: Session> Connection<S> {
                     self.retry_ns = Some(now_ns.saturating_add(DOORBELL_REPEAT_NS));
                     return Ok(());
                 }
-                Err(error) => self.failed(&error)?,
+                Err(error) => interrupted(&error)?,
             }
         }
     }
+}
 
-    fn failed(&mut self, error: &io::Error) -> Result<(), Ended> {
-        use io::ErrorKind::{BrokenPipe, ConnectionReset, Interrupted};
-        match error.kind() {
-            Interrupted => Ok(()),
-            // A peer that dies with bytes unread resets the connection.
-            ConnectionReset | BrokenPipe => Err(Ended::Closed),
-            kind => Err(Ended::Failed(kind)),
-        }
+/// Nothing if a signal came between; else why the connection is over.
+fn interrupted(error: &io::Error) -> Result<(), Ended> {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, Interrupted};
+    match error.kind() {
+        Interrupted => Ok(()),
+        // A peer that dies with bytes unread resets the connection.
+        ConnectionReset | BrokenPipe => Err(Ended::Closed),
+        kind => Err(Ended::Failed(kind)),
     }
 }
 

@@ -123,6 +123,12 @@ impl EngineSession {
         self.heard_ns
     }
 
+    /// Messages that have come; 0 when it is over.
+    #[cfg(feature = "testing")]
+    pub fn messages_heard(&self) -> u64 {
+        if let Phase::Open(channel) = &self.phase { channel.received() } else { 0 }
+    }
+
     fn open_message(&mut self, bytes: &MessageBytes, now_ns: u64) -> Result<Option<Report>, Reject> {
         match &mut self.phase {
             Phase::Handshake(greeting) => {

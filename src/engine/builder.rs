@@ -1,16 +1,20 @@
 //! Stating an engine: the plan, and every setting with a default.
 
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::handle::Engine;
+use super::shared::FailureListener;
 use super::start;
+use crate::auth::{SECRET_BYTES, Secret};
+use crate::base::failure::Failure;
 use crate::base::waiting::Waiting;
 use crate::node::registry::Registry;
 use crate::plan::plan::Plan;
 use crate::plan::settings::{Profile, Settings};
-use crate::supervisor::{OutputLine, OutputSink, StartError};
+use crate::supervisor::{Listener, OutputLine, OutputSink, StartError, WorkerNotice};
 
 /// States an engine: the plan, and every setting with a default.
 #[must_use = "an engine builder does nothing until it is started"]
@@ -20,6 +24,9 @@ pub struct EngineBuilder {
     pub(super) settings: Settings,
     pub(super) env: Vec<(OsString, OsString)>,
     pub(super) sink: Option<OutputSink>,
+    pub(super) secret: Option<Arc<Secret>>,
+    pub(super) listener: Option<Listener>,
+    pub(super) failure_listener: Option<FailureListener>,
     /// Groups of the plan that nobody serves.
     #[cfg(feature = "testing")]
     pub(crate) unserved: Vec<(String, Vec<String>)>,
@@ -43,6 +50,9 @@ impl EngineBuilder {
             settings: Settings::default(),
             env: Vec::new(),
             sink: None,
+            secret: None,
+            listener: None,
+            failure_listener: None,
             #[cfg(feature = "testing")]
             unserved: Vec::new(),
         }
@@ -96,9 +106,30 @@ impl EngineBuilder {
         start_timeout: Duration
     );
     setting!(
+        /// Silence after which a worker is killed, unless it is stopped by a signal or a debugger. Default: 10 s.
+        heartbeat_timeout: Duration
+    );
+    setting!(
+        /// A worker is killed that stands still, with a request begun, this long after the request's deadline.
+        /// Default: 60 s.
+        hung_after: Duration
+    );
+    setting!(
+        /// Where the listeners for the workers' control connections are opened: an address of 127.0.0.0/8, or ::1.
+        /// Default: 127.0.0.1.
+        doorbell_address: IpAddr
+    );
+    setting!(
         /// How long a worker may take to obey each step of a stop. Default: 2 s.
         term_timeout: Duration
     );
+
+    /// For development only: this secret in place of random bytes, so that a recorded session can be read. The
+    /// start summary says so. Two copies of it are wiped at the end, the caller's own is not touched.
+    pub fn development_secret(mut self, secret: &[u8; SECRET_BYTES]) -> Self {
+        self.secret = Some(Arc::new(Secret::take(&mut secret.clone())));
+        self
+    }
 
     /// Refuses to start when the plan would map more bytes than this. Default: no limit but the machine's.
     pub fn memory_limit(mut self, bytes: usize) -> Self {
@@ -121,6 +152,20 @@ impl EngineBuilder {
     /// Who gets the lines that workers print. Default: this process's standard error, behind the group's name.
     pub fn on_output(mut self, sink: impl Fn(OutputLine<'_>) + Send + Sync + 'static) -> Self {
         self.sink = Some(Arc::new(sink));
+        self
+    }
+
+    /// Who is told of what happens to workers: a start, silence, a crash, a stop. Called by one thread at a time, the
+    /// engine's own from the start on. A panic in it is caught; blocking in it holds up the supervision.
+    pub fn on_worker_event(mut self, listener: impl Fn(&WorkerNotice) + Send + Sync + 'static) -> Self {
+        self.listener = Some(Arc::new(listener));
+        self
+    }
+
+    /// Who is told of each failure as it is handed to its caller, in the caller's thread: any number at a time. A
+    /// panic in it is caught.
+    pub fn on_failure(mut self, listener: impl Fn(&Failure) + Send + Sync + 'static) -> Self {
+        self.failure_listener = Some(Arc::new(listener));
         self
     }
 

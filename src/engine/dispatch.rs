@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
-use super::correlation::{Admission, Admitted, Phase, Refused};
+use super::correlation::{Admission, Admitted, Phase, Refused, Source};
 use super::forward::Wakes;
 use super::link::{self, Link, Sleeper};
 use super::shared::{Lane, Shared};
@@ -38,8 +38,8 @@ pub(super) struct Outbound {
 /// Its payload.
 pub(super) enum Payload<'a> {
     Bytes(&'a [u8]),
-    /// Written in place; the first so many bytes of it.
-    Block(Block, usize),
+    /// Written in place, in this worker's lane; the first so many bytes of it.
+    Block(Source, Block, usize),
     /// Written in private memory, to be copied behind the envelope; the first so many bytes of it.
     Staged(Box<[u8]>, usize),
 }
@@ -48,14 +48,25 @@ impl Payload<'_> {
     pub fn len(&self) -> usize {
         match self {
             Self::Bytes(bytes) => bytes.len(),
-            Self::Block(_, len) | Self::Staged(_, len) => *len,
+            Self::Block(_, _, len) | Self::Staged(_, len) => *len,
+        }
+    }
+
+    /// A loan whose worker has died since is sent to the successor from private memory.
+    #[inline(always)]
+    fn without_block_of_another(self, source: Source) -> Self {
+        match self {
+            Self::Block(of, block, len) if of != source => {
+                Self::Staged(block[..len].to_vec().into_boxed_slice(), len)
+            }
+            payload => payload,
         }
     }
 
     pub fn into_vec(self) -> Vec<u8> {
         match self {
             Self::Bytes(bytes) => bytes.to_vec(),
-            Self::Block(block, len) => block[..len].to_vec(),
+            Self::Block(_, block, len) => block[..len].to_vec(),
             Self::Staged(bytes, len) => {
                 let mut bytes = bytes.into_vec();
                 bytes.truncate(len);
@@ -67,7 +78,8 @@ impl Payload<'_> {
 
 /// Where a loan's bytes are.
 pub(super) enum Buffer {
-    Block(Block),
+    /// In this worker's lane.
+    Block(Source, Block),
     Staged(Box<[u8]>),
 }
 
@@ -97,7 +109,7 @@ impl Shared {
         }
         let lane = outbound.lane.map_or_else(|| self.lane_for(group, outbound.key), usize::from);
         match &self.lanes[lane] {
-            Lane::Worker(link) => self.submit_to_lane(link, group, outbound, payload),
+            Lane::Worker(seat) => self.submit_to_lane(seat.link(), group, outbound, payload),
             Lane::Local(local) => local.submit(&self.correlation, outbound, payload),
         }
     }
@@ -141,15 +153,27 @@ impl Shared {
         payload: Payload<'a>,
     ) -> Result<Admitted, NotTaken<'a>> {
         if !link.is_live() {
-            return Err(NotTaken::Failed(self.dead(link, group)));
+            // It waits for the successor, like what is there already.
+            let refused = if link.is_lost() {
+                NotTaken::Failed(self.dead(link, group))
+            } else {
+                NotTaken::Busy(payload)
+            };
+            return Err(refused);
         }
+        let payload = payload.without_block_of_another(link.source);
         // What comes from other groups goes first; but a loan holds the very room that it may be waiting for.
         if link.forwards.waiting() != 0 && !matches!(payload, Payload::Block(..)) {
             return Err(NotTaken::Busy(payload));
         }
         link.end.prepare();
-        let outgoing = match &payload {
-            Payload::Bytes(bytes) if bytes.len() > link.end.inline_bytes() => {
+        let in_memory = match &payload {
+            Payload::Bytes(bytes) => bytes,
+            Payload::Staged(bytes, len) => &bytes[..*len],
+            Payload::Block(..) => &[],
+        };
+        let outgoing = match in_memory {
+            bytes if bytes.len() > link.end.inline_bytes() => {
                 let Ok(mut block) = link.end.arena().take(bytes.len()) else {
                     return Err(NotTaken::Busy(payload));
                 };
@@ -195,7 +219,7 @@ impl Shared {
         };
         let staged;
         let outgoing = match (outgoing, payload) {
-            (Some((block, len)), _) | (None, Payload::Block(block, len)) => Outgoing::Block(block, len),
+            (Some((block, len)), _) | (None, Payload::Block(_, block, len)) => Outgoing::Block(block, len),
             (None, Payload::Bytes(bytes)) => Outgoing::Inline(bytes),
             (None, Payload::Staged(bytes, len)) => {
                 staged = bytes;
@@ -274,7 +298,7 @@ impl Shared {
                 break Ok(());
             }
             // While another process of the group lives, the next try finds its way there.
-            if !self.lanes[lane].is_live() && !self.lanes[self.lane_of(outbound)].is_live() {
+            if self.lanes[lane].is_lost() && self.lanes[self.lane_of(outbound)].is_lost() {
                 break Err(NotTaken::Failed(self.dead(link, group)));
             }
             if self.stopping.load(Ordering::SeqCst) {
@@ -323,7 +347,7 @@ impl Shared {
                 links.push(link);
             }
             link::sleep(&links, &self.correlation, &Sleeper::Room(Arc::clone(word)), until_ns, || {
-                self.lanes[self.lane_of(outbound)].is_live()
+                !self.lanes[self.lane_of(outbound)].is_lost()
                     && !self.stopping.load(Ordering::SeqCst)
                     && self.room_made.load(Ordering::SeqCst) == seen
             });
@@ -352,21 +376,24 @@ impl Shared {
 
     /// Reads what is there in any lane, or runs what may be run; whether there was anything.
     pub fn look_everywhere(&self) -> bool {
-        let mut found = false;
-        for lane in &self.lanes {
-            found |= match lane {
-                Lane::Worker(link) => {
-                    let read = self.read(link);
-                    if read {
-                        link.stop_looking_after_read(&self.correlation);
-                        self.arm_for_awaited(link);
-                    }
-                    read
+        self.lanes.iter().fold(false, |found, lane| self.look_at(lane) | found)
+    }
+
+    /// Reads what is there in a lane, or runs what may be run, and leaves it to others again.
+    #[inline(always)]
+    pub fn look_at(&self, lane: &Lane) -> bool {
+        match lane {
+            Lane::Worker(seat) => {
+                let link = seat.link();
+                let read = self.read(link);
+                if read {
+                    link.stop_looking_after_read(&self.correlation);
+                    self.arm_for_awaited(link);
                 }
-                Lane::Local(local) => local.help(self),
-            };
+                read
+            }
+            Lane::Local(local) => local.help(self),
         }
-        found
     }
 
     /// The lane that a request is to take, as things are now.
@@ -376,7 +403,7 @@ impl Shared {
     }
 
     pub fn dead(&self, link: &Link, group: GroupId) -> Failure {
-        Failure::new(self.group_name(group), self.cause_of(link), false, None)
+        self.told(Failure::new(self.group_name(group), self.cause_of(link), false, None))
     }
 
     pub fn give_up_if_due(&self, outbound: &Outbound, now_ns: u64) -> Result<(), NotTaken<'static>> {
@@ -384,7 +411,7 @@ impl Shared {
             return Ok(());
         }
         let group = self.group_name(self.group_of(outbound.target));
-        Err(NotTaken::Failed(Failure::new(group, Cause::Deadline, false, None)))
+        Err(NotTaken::Failed(self.told(Failure::new(group, Cause::Deadline, false, None))))
     }
 
     /// Room for a payload to be written in place; waits for it until the deadline. The lane is chosen with it.
@@ -405,7 +432,7 @@ impl Shared {
             block = (link.forwards.waiting() == 0).then(|| link.end.arena().take(len).ok()).flatten();
             block.is_some()
         })?;
-        Ok(Buffer::Block(block.expect("there is room")))
+        Ok(Buffer::Block(link.source, block.expect("there is room")))
     }
 
     /// A loan from this lane is over: sent, or given back.

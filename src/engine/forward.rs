@@ -114,15 +114,17 @@ impl Shared {
                 local.push(&branch, job, &self.correlation);
                 self.runner.kick();
             }
-            Lane::Worker(link) => {
+            Lane::Worker(seat) => {
+                let link = seat.link();
                 branch.assign(link.source);
-                if link.is_live()
-                    && (link.forwards.waiting() != 0 || !self.try_send(link, &branch, onward, payload))
-                {
+                let was_sent = link.is_live()
+                    && link.forwards.waiting() == 0
+                    && self.try_send(link, &branch, onward, payload);
+                if !was_sent && !link.is_lost() {
                     self.put_in_front(link, &branch, onward, payload, wakes);
                 }
                 // The full fence inside the sending, or behind the queueing, stands between the hop's lane and this.
-                if !link.is_live() {
+                if if was_sent { !link.is_live() } else { link.is_lost() } {
                     self.end_on_dead_lane(link, branch.root, wakes);
                 }
             }
@@ -208,9 +210,16 @@ impl Shared {
     #[cold]
     fn flush_queue(&self, link: &Link, wakes: &mut Wakes) {
         let mut queue = link.forwards.lock();
+        // Whatever life the caller spoke of: the queue is the process's, and the latest life is the one to be asked.
+        let link = self.link(link.source.lane);
         while let Some(front) = queue.front() {
+            if !link.is_live() {
+                // It waits for the successor; if there is to be none, whoever gave up ends what is here.
+                break;
+            }
             match self.correlation.take_up(front.root, front.ticket) {
                 Some(branch) => {
+                    branch.assign(link.source);
                     if !self.try_send(link, &branch, front.onward, Carried::Heap(&front.payload)) {
                         break;
                     }
@@ -228,11 +237,21 @@ impl Shared {
         fence(Ordering::SeqCst);
     }
 
-    /// Drops frames of ended roots from the queue; from that of a dead lane, every frame.
+    /// Puts frames that a dead worker is to have once more in front of the queue, in their order.
+    pub fn put_back(&self, link: &Link, frames: Vec<Forward>) {
+        let mut queue = link.forwards.lock();
+        for forward in frames.into_iter().rev() {
+            self.forwarded_bytes.fetch_add(forward.payload.len() as u64, Ordering::Relaxed);
+            queue.push_front(forward);
+        }
+        link.forwards.waiting.store(queue.len() as u64, Ordering::SeqCst);
+    }
+
+    /// Drops frames of ended roots from the queue; where nothing can come of a frame any more, every one.
     pub fn purge(&self, link: &Link) {
         let mut queue = link.forwards.lock();
         queue.retain(|forward| {
-            let stays = link.is_live() && self.correlation.is_open(forward.root);
+            let stays = !link.is_lost() && self.correlation.is_open(forward.root);
             if !stays {
                 self.correlation.put_down(forward.root, forward.ticket);
                 self.forward_gone(&forward.payload);

@@ -14,6 +14,7 @@ use super::stop::{Drain, Life, StopReport};
 use super::summary::Summary;
 use crate::base::clock::Deadline;
 use crate::base::ids::NodeId;
+use crate::doorbell::Reject;
 
 /// A name that no node of the plan has.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
@@ -53,7 +54,13 @@ impl Engine {
     /// Whether the request at this position of a lane has been begun, as far as its worker tells.
     #[cfg(feature = "testing")]
     pub(crate) fn has_begun(&self, lane: u16, position: u64) -> bool {
-        self.shared().started()(lane, position)
+        self.shared().started()(self.shared().lanes[usize::from(lane)].source(), position)
+    }
+
+    /// Messages that have come on the doorbell of the first worker.
+    #[cfg(feature = "testing")]
+    pub(crate) fn messages_heard(&self) -> u64 {
+        self.shared().workers.lock().living.values().next().map_or(0, |worker| worker.messages_heard())
     }
 
     /// The node of this name. Resolve it once and keep it.
@@ -97,6 +104,20 @@ impl Engine {
         &self.life.summary
     }
 
+    /// The workers' processes as they are now, in the order of groups; the start summary has those of the start.
+    pub fn worker_pids(&self) -> Vec<i32> {
+        self.shared().workers.lock().living.values().map(|worker| worker.pid()).collect()
+    }
+
+    /// The last lines, at most 64, that the worker with this process number printed; also of one of the latest 64
+    /// that have ended. They come from the worker: show them, never act on them.
+    pub fn last_lines(&self, pid: i32) -> Vec<Vec<u8>> {
+        let roll = self.shared().workers.lock();
+        let living = roll.living.values().find(|worker| worker.pid() == pid).map(|worker| worker.tail());
+        let dead = || roll.last_words.iter().rev().find(|(of, _)| *of == pid).map(|(_, tail)| tail);
+        living.or_else(dead).map(|tail| tail.lines()).unwrap_or_default()
+    }
+
     /// The counters, summed over all lanes.
     pub fn counters(&self) -> Counters {
         self.shared().correlation.all_counters()
@@ -117,10 +138,19 @@ impl Engine {
         self.shared().correlation.events()
     }
 
+    /// What the workers' doorbells have refused since the start: each reason by its stable name, with how often.
+    pub fn doorbell_rejects(&self) -> Vec<(&'static str, u64)> {
+        let roll = self.shared().workers.lock();
+        let mut sum = roll.rejects;
+        roll.living.values().for_each(|worker| sum.add(&worker.rejects()));
+        Reject::ALL.iter().map(|reason| (reason.name(), sum.of(*reason))).collect()
+    }
+
     /// Ends the engine: refuses new requests, waits for what is in flight, fails what remains with category
     /// `shutdown`, then tells the workers to end, and kills their process groups if they do not.
     ///
-    /// Further calls, also of other handles, answer `Stopped`. A second stop returns an empty report.
+    /// Further calls, also of other handles, answer `Stopped`. A second stop returns an empty report, and so does one
+    /// that a listener, a sink or a waker asks for in a thread of the engine's: it goes on in a thread of its own.
     pub fn stop(&self, drain: Drain) -> StopReport {
         self.life.stop(drain.0)
     }

@@ -75,12 +75,20 @@ pub(super) struct Link {
     sleepers: Mutex<Sleepers>,
     /// Length of the list, for those who only want to know whether it is empty.
     asleep: AtomicU32,
-    /// Frames of other groups that wait for room here.
-    pub forwards: Forwards,
+    /// Frames of other groups that wait for room here, or for a successor.
+    pub forwards: Arc<Forwards>,
+    /// 1 while the worker, should it die, or if it has, gets a successor.
+    has_successor: AtomicU32,
 }
 
 impl Link {
-    pub fn new(end: EngineEnd, source: Source, group: GroupId) -> Self {
+    pub fn new(
+        end: EngineEnd,
+        source: Source,
+        group: GroupId,
+        forwards: Arc<Forwards>,
+        has_successor: bool,
+    ) -> Self {
         Self {
             end,
             source,
@@ -89,7 +97,8 @@ impl Link {
             cause: AtomicU64::new(NO_CAUSE),
             sleepers: Mutex::default(),
             asleep: AtomicU32::new(0),
-            forwards: Forwards::default(),
+            forwards,
+            has_successor: AtomicU32::new(u32::from(has_successor)),
         }
     }
 
@@ -99,6 +108,21 @@ impl Link {
     /// dead does that, fences, then ends what is registered.
     pub fn is_live(&self) -> bool {
         self.state.load(Ordering::Acquire) == LIVE
+    }
+
+    /// Whether nothing can come of a request here any more: it is dead, and there is to be no successor.
+    pub fn is_lost(&self) -> bool {
+        !self.is_live() && self.has_successor.load(Ordering::Acquire) == 0
+    }
+
+    /// Whether there is no successor, whatever happens.
+    pub fn is_final(&self) -> bool {
+        self.has_successor.load(Ordering::Acquire) == 0
+    }
+
+    /// There will be no successor. Wake everybody after this.
+    pub fn give_up(&self) {
+        self.has_successor.store(0, Ordering::Release);
     }
 
     /// Declares the lane dead. The first cause stays.

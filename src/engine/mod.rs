@@ -7,8 +7,10 @@
 //! dispatch.rs   the way out                           reader.rs    the way in        wait.rs     until it ends
 //! forward.rs    the way on, from group to group       run.rs       streams           in_order.rs their frames held
 //! order.rs      which frame may enter a group
-//! shared.rs     what all of it works on               link.rs      a worker's lane   local.rs    one without worker
-//! thread.rs     the last of those who wait
+//! shared.rs     what all of it works on               seat.rs      a process, over its lives
+//! link.rs       a worker's lane                       local.rs     a group without worker
+//! thread.rs     the last of those who wait            ward.rs      a worker in its care
+//! revival.rs    a dead worker's successor
 //! correlation/  every request ends exactly once
 //! ```
 
@@ -26,13 +28,16 @@ mod order;
 mod pending;
 mod reader;
 mod request;
+mod revival;
 mod run;
+mod seat;
 mod shared;
 mod start;
 mod stop;
 mod summary;
 mod thread;
 mod wait;
+mod ward;
 
 pub use bell::EventBell;
 pub use builder::EngineBuilder;

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use thiserror::Error;
 
 use super::bell::EventBell;
-use super::correlation::{Outcome, Phase, RootKey};
+use super::correlation::{Outcome, Phase, RootKey, Source};
 use super::request::DispatchError;
 use super::shared::Shared;
 use crate::base::failure::{Cause, ExecutionClass, Failure, NodeError};
@@ -223,15 +223,15 @@ pub(super) fn take(shared: &Arc<Shared>, key: RootKey) -> Result<Reply, CallErro
     let (outcome, group, started) = correlation.outcome(key.index);
     let identity = correlation.identity(key.index);
     let failed = |cause, node_error| {
-        CallError::Failed(Failure::new(shared.group_name(group), cause, started, node_error))
+        CallError::Failed(shared.told(Failure::new(shared.group_name(group), cause, started, node_error)))
     };
     let result = match outcome {
         Outcome::Inline { len } => {
             Ok(Reply { identity, body: Body::inline(correlation.cell(key.index), len) })
         }
-        Outcome::Block { lane, payload_at, len } => {
-            let block = Some(shared.link(lane).end.held_block(payload_at, len));
-            Ok(Reply { identity, body: Body::View(View { shared: Arc::clone(shared), lane, block }) })
+        Outcome::Block { source, payload_at, len } => {
+            let block = Some(shared.link_of(source).end.held_block(payload_at, len));
+            Ok(Reply { identity, body: Body::View(View { shared: Arc::clone(shared), source, block }) })
         }
         Outcome::Heap => {
             Ok(Reply { identity, body: Body::Heap(shared.take_payload(key.index).unwrap_or_default()) })
@@ -269,7 +269,7 @@ enum Body {
 /// A held block that goes back when dropped.
 struct View {
     shared: Arc<Shared>,
-    lane: u16,
+    source: Source,
     /// `None` only while it is being dropped.
     block: Option<HeldBlock>,
 }
@@ -283,7 +283,7 @@ impl View {
 impl Drop for View {
     fn drop(&mut self) {
         if let Some(block) = self.block.take() {
-            self.shared.link(self.lane).end.release(block);
+            self.shared.link_of(self.source).end.release(block);
         }
     }
 }

@@ -84,7 +84,7 @@ impl Shared {
             FramePayload::Block(_) if link.end.holds_much() => Outcome::Heap,
             FramePayload::Block(block) => {
                 let (payload_at, len) = block.to_words();
-                Outcome::Block { lane: link.source.lane, payload_at, len }
+                Outcome::Block { source: link.source, payload_at, len }
             }
         };
         let verdict =
@@ -234,9 +234,9 @@ impl Shared {
     /// Ends of several roots by something other than a frame: tells the workers, and then the owners.
     pub fn after_all(&self, ended: Vec<EndedRoot>, wakes: &mut Wakes) {
         // The latest first: who stops running the oldest must not begin the next.
-        for (lane, position) in ended.iter().rev().flat_map(|root| root.frames.iter().rev()) {
-            match &self.lanes[usize::from(*lane)] {
-                Lane::Worker(link) => link.end.cancel(*position),
+        for (source, position) in ended.iter().rev().flat_map(|root| root.frames.iter().rev()) {
+            match &self.lanes[usize::from(source.lane)] {
+                Lane::Worker(_) => self.link_of(*source).end.cancel(*position),
                 Lane::Local(local) => local.cancel(*position),
             }
         }
@@ -280,9 +280,9 @@ impl Shared {
     }
 
     /// Tells whether the worker of a lane had begun a position.
-    pub fn started(&self) -> impl Fn(u16, u64) -> bool {
-        |lane, position| match &self.lanes[usize::from(lane)] {
-            Lane::Worker(link) => link.end.started(position),
+    pub fn started(&self) -> impl Fn(Source, u64) -> bool {
+        |source, position| match &self.lanes[usize::from(source.lane)] {
+            Lane::Worker(_) => self.link_of(source).end.started(position),
             Lane::Local(local) => local.started(position),
         }
     }

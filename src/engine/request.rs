@@ -213,7 +213,7 @@ impl Loan {
 
     fn payload(buffer: Buffer, len: usize) -> Payload<'static> {
         match buffer {
-            Buffer::Block(block) => Payload::Block(block, len),
+            Buffer::Block(source, block) => Payload::Block(source, block, len),
             Buffer::Staged(bytes) => Payload::Staged(bytes, len),
         }
     }
@@ -227,6 +227,7 @@ impl Loan {
     }
 
     /// Sends the request if there is a slot now; else gives it back.
+    #[expect(clippy::result_large_err, reason = "the loan itself comes back")]
     pub fn try_dispatch(self) -> Result<Pending, TryDispatchError<Self>> {
         let Self { engine, outbound, buffer, len, _room } = self;
         engine.shared().look_for_room(&outbound);
@@ -234,7 +235,7 @@ impl Loan {
             Ok(admitted) => {
                 return Ok(Pending::new(engine.shared().clone(), admitted.root, admitted.trace_id));
             }
-            Err(NotTaken::Busy(Payload::Block(block, _))) => Buffer::Block(block),
+            Err(NotTaken::Busy(Payload::Block(source, block, _))) => Buffer::Block(source, block),
             Err(NotTaken::Busy(Payload::Staged(bytes, _))) => Buffer::Staged(bytes),
             Err(NotTaken::Busy(Payload::Bytes(_))) => unreachable!("a loan is never sent from a slice"),
             Err(refused) => return Err(TryDispatchError::Refused(settled(refused))),
@@ -255,7 +256,7 @@ impl Deref for Loan {
 
     fn deref(&self) -> &[u8] {
         match &self.buffer {
-            Buffer::Block(block) => &block[..self.len],
+            Buffer::Block(_, block) => &block[..self.len],
             Buffer::Staged(bytes) => &bytes[..self.len],
         }
     }
@@ -264,7 +265,7 @@ impl Deref for Loan {
 impl DerefMut for Loan {
     fn deref_mut(&mut self) -> &mut [u8] {
         match &mut self.buffer {
-            Buffer::Block(block) => &mut block[..self.len],
+            Buffer::Block(_, block) => &mut block[..self.len],
             Buffer::Staged(bytes) => &mut bytes[..self.len],
         }
     }

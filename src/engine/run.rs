@@ -71,6 +71,7 @@ struct Manner<T> {
     deadline: Deadline,
     on_error: OnError,
     key: Option<KeyOf<T>>,
+    asks_again: bool,
 }
 
 impl<'e, I: Iterator> RunBuilder<'e, I>
@@ -84,6 +85,7 @@ where
             deadline: Deadline::Never,
             on_error: OnError::default(),
             key: None,
+            asks_again: false,
         };
         Self { engine, target, inputs, manner }
     }
@@ -103,6 +105,16 @@ where
     /// What to do when an input fails. Default: [`OnError::Stop`].
     pub fn on_error(mut self, on_error: OnError) -> Self {
         self.manner.on_error = on_error;
+        self
+    }
+
+    /// Takes a `None` of the inputs for "none for now": each further item asks them again. For inputs that come
+    /// by themselves, as those of [`try_iter`](std::sync::mpsc::Receiver::try_iter).
+    ///
+    /// The run gives `None` when it has nothing in flight and there is no input for now; it may give more after
+    /// that. Default: the first `None` of the inputs is their end.
+    pub fn ask_again(mut self) -> Self {
+        self.manner.asks_again = true;
         self
     }
 
@@ -146,9 +158,10 @@ where
             shared.runs.fetch_add(1, Ordering::SeqCst);
             Arc::new(InOrder::new(Arc::clone(&shared.reach)))
         });
+        let lanes = if order.is_some() { shared.lanes_from(self.target) } else { Box::default() };
         let Self { engine, target, inputs, manner } = self;
         let flights = VecDeque::with_capacity(window);
-        Ok(Run { engine, target, inputs, manner, order, flights, sent: 0, taken: 0, is_over: false })
+        Ok(Run { engine, target, inputs, manner, order, lanes, flights, sent: 0, taken: 0, is_over: false })
     }
 }
 
@@ -169,6 +182,8 @@ pub struct Run<'e, I: Iterator> {
     manner: Manner<I::Item>,
     /// None where the ring itself keeps the order.
     order: Option<Arc<InOrder>>,
+    /// Those that its frames can enter; empty where there is but one.
+    lanes: Box<[u16]>,
     /// The oldest first; it has number `taken`.
     flights: VecDeque<Flight>,
     sent: u64,
@@ -190,7 +205,7 @@ where
     fn fill(&mut self) {
         while !self.is_over && self.flights.len() < self.manner.window && self.has_room() {
             let Some(input) = self.inputs.next() else {
-                self.is_over = true;
+                self.is_over = !self.manner.asks_again;
                 return;
             };
             let number = self.sent;
@@ -231,7 +246,7 @@ where
         match flight {
             Flight::Refused(error) => Err(error),
             Flight::Pending(pending) => {
-                self.engine.shared().wait(pending.key());
+                self.engine.shared().wait_in_run(pending.key(), &self.lanes);
                 self.leave_order(number, &pending);
                 pending.wait()
             }
@@ -292,13 +307,21 @@ impl<I: Iterator> Drop for Run<'_, I> {
 }
 
 impl Shared {
+    /// The lanes that a request to this node can enter, the first group's first.
+    fn lanes_from(&self, target: NodeId) -> Box<[u16]> {
+        let groups =
+            std::iter::once(self.group_of(target)).chain(self.placement.reach(target).iter().copied());
+        let routes = groups.map(|group| self.routes[usize::from(group.0)]);
+        routes.flat_map(|route| route.first..route.first + route.processes).collect()
+    }
+
     /// Whether a request to this node might have to wait for room now.
     fn is_full(&self, target: NodeId) -> bool {
         let route = self.routes[usize::from(self.group_of(target).0)];
         let lanes = usize::from(route.first)..usize::from(route.first + route.processes);
         self.holds_too_much()
             || lanes.into_iter().all(|lane| match self.lanes[lane].link() {
-                Some(link) => link.forwards.waiting() != 0 || !link.end.has_room(),
+                Some(link) => !link.is_live() || link.forwards.waiting() != 0 || !link.end.has_room(),
                 None => false,
             })
     }
@@ -350,5 +373,61 @@ impl Shared {
         order.end_input(self, number, &mut wakes);
         self.set_order(pending.key().index, None);
         self.wake(wakes);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::base::failure::NodeError;
+    use crate::engine::EngineBuilder;
+    use crate::node::registry::Registry;
+    use crate::node::{Node, Output, Request};
+    use crate::plan::plan::Plan;
+    use crate::plan::settings::Profile;
+
+    struct Echo;
+
+    impl Node for Echo {
+        fn handle(&mut self, request: &Request<'_>, output: &mut Output<'_>) -> Result<(), NodeError> {
+            Ok(output.reply(request.payload())?)
+        }
+    }
+
+    fn engine() -> Engine {
+        let mut registry = Registry::default();
+        registry.add(["echo".to_owned()], Arc::new(|| Ok(Box::new(Echo) as Box<dyn Node>)));
+        let plan = Plan::new().group("g", ["echo"]);
+        EngineBuilder::new(registry, plan).profile(Profile::Memory).start().unwrap()
+    }
+
+    #[test]
+    fn order_01_inputs_that_come_by_themselves_feed_one_run() {
+        let engine = engine();
+        let (sender, inputs) = channel::<Vec<u8>>();
+        let run = engine.run(engine.node("echo").unwrap(), inputs.try_iter()).window(2).ask_again();
+        let mut run = run.start().unwrap();
+        let mut number = 0;
+        for pause in 0..3 {
+            assert!(run.next().is_none(), "pause {pause}");
+            (0..5).for_each(|input| sender.send(vec![pause, input]).unwrap());
+            for input in 0..5 {
+                let (found, reply) = run.next().unwrap();
+                assert_eq!((found, &*reply.unwrap().bytes()), (number, &[pause, input][..]));
+                number += 1;
+            }
+        }
+    }
+
+    #[test]
+    fn order_01_the_first_none_is_the_end_where_nothing_else_is_stated() {
+        let engine = engine();
+        let (sender, inputs) = channel::<Vec<u8>>();
+        let mut run = engine.run(engine.node("echo").unwrap(), inputs.try_iter()).start().unwrap();
+        assert!(run.next().is_none());
+        sender.send(Vec::new()).unwrap();
+        assert!(run.next().is_none());
     }
 }

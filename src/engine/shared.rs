@@ -1,6 +1,7 @@
 //! What all handles of an engine share. The way of a request through it: `dispatch.rs`, `reader.rs`, and between
 //! two groups `forward.rs`.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -11,37 +12,70 @@ use super::in_order::InOrder;
 use super::link::Link;
 use super::local::{Local, Runner};
 use super::order::Reach;
+use super::revival::{Recipe, Revived};
+use super::seat::Seat;
 use super::stop::WorkerStop;
 use crate::base::clock::Deadline;
-use crate::base::failure::Cause;
+use crate::base::failure::{Cause, Failure};
 use crate::base::ids::{GroupId, NodeId};
 use crate::base::waiting::Waiting;
+use crate::doorbell::Rejects;
 use crate::os::clock;
 use crate::os::poll::EventFd;
 use crate::plan::placement::Placement;
+use crate::supervisor::{Listener, StartError, Tail, Worker};
 use crate::wire::geometry::Geometry;
 
 /// Deadlines this far away are counted from the coarse clock.
 const COARSE_FROM: Duration = Duration::from_millis(100);
 
-/// How workers ended, for whoever waits for that.
+/// Takes failures, in the thread of whoever takes the failed request.
+pub(super) type FailureListener = Arc<dyn Fn(&Failure) + Send + Sync>;
+
+/// The workers of all lanes, for whoever stops them.
 #[derive(Default)]
-pub(super) struct Exits {
-    pub ended: Mutex<Vec<WorkerStop>>,
+pub(super) struct Workers {
+    pub now: Mutex<Roll>,
     pub changed: Condvar,
+}
+
+/// Who there is, and how those ended who were there before, each by lane.
+#[derive(Default)]
+pub(super) struct Roll {
+    pub living: BTreeMap<u16, Arc<Worker>>,
+    /// The latest end of each.
+    pub ended: BTreeMap<u16, WorkerStop>,
+    /// The last words of the latest dead, by process number.
+    pub last_words: VecDeque<(i32, Tail)>,
+    /// What the doorbells of the dead had refused.
+    pub rejects: Rejects,
+}
+
+impl Workers {
+    pub fn lock(&self) -> MutexGuard<'_, Roll> {
+        lock(&self.now)
+    }
 }
 
 /// One process's worth of a group.
 pub(super) enum Lane {
-    Worker(Box<Link>),
+    Worker(Box<Seat>),
     Local(Box<Local>),
 }
 
 impl Lane {
+    pub fn seat(&self) -> Option<&Seat> {
+        match self {
+            Self::Worker(seat) => Some(seat),
+            Self::Local(_) => None,
+        }
+    }
+
+    /// The lane of its worker's latest life.
     #[inline(always)]
     pub fn link(&self) -> Option<&Link> {
         match self {
-            Self::Worker(link) => Some(link),
+            Self::Worker(seat) => Some(seat.link()),
             Self::Local(_) => None,
         }
     }
@@ -53,25 +87,30 @@ impl Lane {
         }
     }
 
-    pub fn is_live(&self) -> bool {
-        self.link().is_none_or(Link::is_live)
+    /// Whether nothing can come of a request here any more.
+    pub fn is_lost(&self) -> bool {
+        self.link().is_some_and(Link::is_lost)
     }
 
-    /// Requests that stand in the lane or wait for it.
+    /// How much stands here or waits for it: what lives before what must wait for a successor.
     pub fn load(&self) -> u64 {
         match self {
-            Self::Worker(link) => link.load(),
+            Self::Worker(seat) if !seat.link().is_live() => WAITING_FOR_SUCCESSOR,
+            Self::Worker(seat) => seat.link().load(),
             Self::Local(local) => local.load(),
         }
     }
 
     pub fn source(&self) -> Source {
         match self {
-            Self::Worker(link) => link.source,
+            Self::Worker(seat) => seat.link().source,
             Self::Local(local) => local.source,
         }
     }
 }
+
+/// The load of a lane whose worker is dead and to be restarted.
+const WAITING_FOR_SUCCESSOR: u64 = 1 << 62;
 
 /// The lanes of one group.
 #[derive(Clone, Copy, Debug)]
@@ -130,7 +169,15 @@ pub(super) struct Shared {
     pub ending: AtomicBool,
     /// Workers are being stopped: an exit is no failure.
     pub stopping_workers: AtomicBool,
-    pub exits: Exits,
+    pub workers: Workers,
+    /// Successors that have been started, or could not be, by lane; for the engine's thread.
+    pub revived: Mutex<Vec<(u16, Result<Revived, StartError>)>>,
+    /// How a successor is started.
+    pub recipe: Recipe,
+    /// Who is told of each failure.
+    pub failure_listener: Option<FailureListener>,
+    /// Who is told of what happens to workers.
+    pub listener: Option<Listener>,
     pub runner: Runner,
 }
 
@@ -171,7 +218,7 @@ impl Shared {
         }
         let mut least = (u64::MAX, first);
         for lane in first..first + processes {
-            if self.lanes[lane].is_live() {
+            if !self.lanes[lane].is_lost() {
                 least = least.min((self.lanes[lane].load(), lane));
             }
             if least.0 == 0 {
@@ -306,8 +353,8 @@ impl Shared {
     pub fn discard(&self, index: u32) {
         let (outcome, ..) = self.correlation.outcome(index);
         match outcome {
-            Outcome::Block { lane, payload_at, len } => {
-                let link = self.link(lane);
+            Outcome::Block { source, payload_at, len } => {
+                let link = self.link_of(source);
                 link.end.release(link.end.held_block(payload_at, len));
             }
             Outcome::Heap => drop(self.take_payload(index)),
@@ -316,9 +363,15 @@ impl Shared {
         self.free(index);
     }
 
-    /// The lane of a worker's block.
+    /// The lane of one life of a worker.
+    pub fn link_of(&self, source: Source) -> &Link {
+        let seat = self.lanes[usize::from(source.lane)].seat();
+        seat.and_then(|seat| seat.life(source.incarnation)).expect("a life that was begun")
+    }
+
+    /// The lane of a worker's latest life.
     pub fn link(&self, lane: u16) -> &Link {
-        self.lanes[usize::from(lane)].link().expect("a block belongs to a worker's lane")
+        self.lanes[usize::from(lane)].link().expect("the lane of a worker")
     }
 
     /// Keeps the payload of a root that is ending.
@@ -361,6 +414,24 @@ impl Shared {
             self.room_made.fetch_add(1, Ordering::SeqCst);
             self.links().for_each(|link| link.wake_for_room(&self.correlation));
         }
+    }
+
+    /// A failure on its way to its caller: whoever listens is told first.
+    pub fn told(&self, failure: Failure) -> Failure {
+        #[cfg(feature = "tracing")]
+        tracing::warn!(
+            target: "handbell",
+            group = failure.group(),
+            category = failure.category().name(),
+            cause = ?failure.cause(),
+            started = failure.started(),
+            "handoff_failure"
+        );
+        if let Some(listener) = &self.failure_listener {
+            // It is the user's; what it does changes nothing here.
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| listener(&failure)));
+        }
+        failure
     }
 
     /// Why a lane is dead, for a request that was not sent.

@@ -1,18 +1,19 @@
 //! Starting an engine: everything checked, then segments and workers, then the threads.
 
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::builder::EngineBuilder;
 use super::correlation::{Correlation, Sizes, Source};
 use super::handle::Engine;
 use super::in_order::InOrder;
-use super::link::Link;
 use super::local::{Local, Runner};
 use super::order::Reach;
-use super::shared::{Exits, Lane, Route, Shared};
+use super::revival::Recipe;
+use super::seat::Seat;
+use super::shared::{Lane, Route, Shared, Workers};
 use super::stop::{Life, Parts};
 use super::summary::Summary;
 use super::thread::EngineThread;
@@ -25,9 +26,12 @@ use crate::os::poll::EventFd;
 use crate::os::{child, clock, cpu, limits, random};
 use crate::plan::budget::{self, Supply};
 use crate::plan::error::PlanError;
+use crate::plan::loopback::Loopback;
 use crate::plan::placement::Placement;
 use crate::plan::settings::Profile;
-use crate::supervisor::{self, Capture, StartError, StartStep, Started, Worker, WorkerSpec};
+use crate::supervisor::{
+    self, Capture, Patience, StartError, StartStep, Started, Worker, WorkerEvent, WorkerNotice, WorkerSpec,
+};
 use crate::wire::geometry::Geometry;
 
 /// Starts what the builder states.
@@ -48,23 +52,23 @@ pub(super) fn start(builder: EngineBuilder) -> Result<Engine, StartError> {
     let placement = placement.with_unserved(&builder.unserved);
     let start = Start { in_memory, geometry, placement: &placement, builder: &builder };
     let bell = EventFd::new().map_err(start.system(StartStep::Spawn))?;
-    let (started, capture) = start.workers(&bell)?;
+    let recipe = start.recipe()?;
+    let (started, capture) = start.workers(&bell, &recipe)?;
     let mut workers = Vec::new();
     let mut ends = Vec::new();
     for Started { worker, lane } in started {
         workers.push(Arc::new(worker));
         ends.push(lane);
     }
-    let abandoned = Abandoned(&workers);
+    let abandoned = Abandoned { start: &start, workers: &workers };
     let lanes = start.lanes(ends)?;
-    let shared = Arc::new(start.shared(bell, lanes)?);
+    let shared = Arc::new(start.shared(bell, lanes, recipe)?);
     let threads = start.threads(&shared, &workers)?;
     std::mem::forget(abandoned);
     let pids: Vec<i32> = workers.iter().map(|worker| worker.pid()).collect();
     let life = Life {
-        summary: Summary::of(&builder.settings, &shared, &pids),
+        summary: Summary::of(&builder.settings, &shared, &pids, builder.secret.is_some()),
         shared,
-        workers,
         term_timeout: builder.settings.term_timeout,
         process: std::process::id(),
         parts: Mutex::new(Some(Parts { threads, capture })),
@@ -73,14 +77,26 @@ pub(super) fn start(builder: EngineBuilder) -> Result<Engine, StartError> {
 }
 
 /// Workers of an engine that comes to nothing after all: ended and reaped, the latest first.
-struct Abandoned<'a>(&'a [Arc<Worker>]);
+struct Abandoned<'a> {
+    start: &'a Start<'a>,
+    workers: &'a [Arc<Worker>],
+}
 
 impl Drop for Abandoned<'_> {
     fn drop(&mut self) {
-        for worker in self.0.iter().rev() {
+        let processes: Vec<_> = self.start.processes().collect();
+        for (worker, (group, process)) in self.workers.iter().zip(processes).rev() {
             worker.kill();
             let _ = crate::os::poll::readable_within(worker.pidfd(), None);
             worker.reap();
+            let notice = WorkerNotice {
+                group: self.start.placement.group_name(group).into(),
+                process,
+                pid: worker.pid(),
+                at_ns: clock::monotonic_ns(),
+                event: WorkerEvent::Stopped { gracefully: false },
+            };
+            supervisor::tell(self.start.builder.listener.as_ref(), &notice);
         }
     }
 }
@@ -105,30 +121,49 @@ impl Start<'_> {
         groups.map(|(number, group)| (GroupId(number as u16), group.processes))
     }
 
+    /// The processes to start, each with its group, in the plan's order.
+    fn processes(&self) -> impl Iterator<Item = (GroupId, u16)> {
+        let groups = self.groups().filter(|(group, _)| !self.is_local(*group));
+        groups.flat_map(|(group, count)| (0..count).map(move |process| (group, process)))
+    }
+
+    /// The lane of one process.
+    fn lane_of(&self, group: GroupId, process: u16) -> u16 {
+        let before = self.groups().take_while(|(before, _)| *before != group);
+        before.map(|(_, processes)| processes).sum::<u16>() + process
+    }
+
     fn is_local(&self, group: GroupId) -> bool {
         self.in_memory || self.placement.groups[usize::from(group.0)].local
     }
 
-    /// The engine's end of every worker's lane, in the order of lanes.
-    fn workers(&self, bell: &EventFd) -> Result<(Vec<Started>, Option<Capture>), StartError> {
+    fn recipe(&self) -> Result<Recipe, StartError> {
         let settings = &self.builder.settings;
-        let processes = self.groups().filter(|(group, _)| !self.is_local(*group));
-        let processes = processes.flat_map(|(group, count)| (0..count).map(move |process| (group, process)));
-        let specs: Vec<WorkerSpec<'_>> = processes
-            .map(|(group, process)| WorkerSpec {
-                group,
-                process,
-                placement: self.placement,
-                geometry: self.geometry,
-                waiting: settings.waiting,
-                pin: settings.pin.map(|processor| processor as u16),
-                incarnation: FIRST_LIFE,
-                env: &self.builder.env,
-                start_timeout: settings.start_timeout,
-                bell: bell.as_fd(),
-                sink: self.builder.sink.clone(),
-            })
-            .collect();
+        Ok(Recipe {
+            env: self.builder.env.clone(),
+            sink: self.builder.sink.clone(),
+            secret: self.builder.secret.clone(),
+            doorbell: Loopback::check("doorbell_address", settings.doorbell_address)?,
+            pin: settings.pin.map(|processor| processor as u16),
+            start_timeout: settings.start_timeout,
+            stop_grace_ms: (settings.term_timeout / 2).as_millis().min(u128::from(u32::MAX)) as u32,
+            listener: self.builder.listener.clone(),
+            waiting: settings.waiting,
+        })
+    }
+
+    /// The engine's end of every worker's lane, in the order of lanes.
+    fn workers(
+        &self,
+        bell: &EventFd,
+        recipe: &Recipe,
+    ) -> Result<(Vec<Started>, Option<Capture>), StartError> {
+        let settings = &self.builder.settings;
+        let spec = |(group, process)| {
+            let worker = self.lane_of(group, process);
+            recipe.spec(self.placement, self.geometry, bell, group, process, worker, FIRST_LIFE)
+        };
+        let specs: Vec<WorkerSpec<'_>> = self.processes().map(spec).collect();
         if specs.is_empty() {
             return Ok((Vec::new(), None));
         }
@@ -156,14 +191,15 @@ impl Start<'_> {
                     Lane::Local(Box::new(Local::new(source, group, executor, capacity)))
                 } else {
                     let end = ends.next().expect("one for each process");
-                    Lane::Worker(Box::new(Link::new(end, source, group)))
+                    let restart = self.placement.groups[usize::from(group.0)].restart;
+                    Lane::Worker(Box::new(Seat::new(source.lane, group, restart, end)))
                 });
             }
         }
         Ok(lanes.into())
     }
 
-    fn shared(&self, bell: EventFd, lanes: Box<[Lane]>) -> Result<Shared, StartError> {
+    fn shared(&self, bell: EventFd, lanes: Box<[Lane]>, recipe: Recipe) -> Result<Shared, StartError> {
         let settings = &self.builder.settings;
         let mut seed = [0; 8];
         random::fill(&mut seed).map_err(self.system(StartStep::Spawn))?;
@@ -214,7 +250,11 @@ impl Start<'_> {
             ticking: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             stopping_workers: AtomicBool::new(false),
-            exits: Exits::default(),
+            workers: Workers::default(),
+            revived: Mutex::default(),
+            recipe,
+            failure_listener: self.builder.failure_listener.clone(),
+            listener: self.builder.listener.clone(),
             runner: Runner::default(),
         })
     }
@@ -227,6 +267,8 @@ impl Start<'_> {
         workers: &[Arc<Worker>],
     ) -> Result<Vec<JoinHandle<()>>, StartError> {
         let refused = self.system(StartStep::Spawn);
+        let lanes = shared.links().map(|link| link.source.lane);
+        shared.workers.lock().living = lanes.zip(workers.iter().cloned()).collect();
         let mut threads = Vec::new();
         if shared.has_local {
             let runner = Arc::clone(shared);
@@ -234,7 +276,12 @@ impl Start<'_> {
             let name = std::thread::Builder::new().name("handbell-runner".into());
             threads.push(name.spawn(run).map_err(&refused)?);
         }
-        let thread = EngineThread::new(Arc::clone(shared), workers).map_err(&refused);
+        let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let patience = Patience {
+            heartbeat_timeout_ns: ns(self.builder.settings.heartbeat_timeout),
+            hung_after_ns: ns(self.builder.settings.hung_after),
+        };
+        let thread = EngineThread::new(Arc::clone(shared), workers, patience).map_err(&refused);
         let name = std::thread::Builder::new().name("handbell-engine".into());
         match thread.and_then(|thread| name.spawn(move || thread.run()).map_err(&refused)) {
             Ok(thread) => threads.push(thread),

@@ -62,8 +62,6 @@ pub(super) struct Parts {
 /// What ends with the last handle.
 pub(super) struct Life {
     pub shared: Arc<Shared>,
-    /// In the order of their lanes.
-    pub workers: Vec<Arc<Worker>>,
     pub summary: Summary,
     pub term_timeout: Duration,
     /// The process that started it.
@@ -87,9 +85,51 @@ impl Life {
         let Some(parts) = self.parts.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return StopReport::default();
         };
+        let is_own = parts.is_own_thread();
+        let end = End { shared: Arc::clone(shared), term_timeout: self.term_timeout, parts };
+        match is_own {
+            false => end.run(drain),
+            true => end.run_elsewhere(drain),
+        }
+    }
+}
+
+impl Parts {
+    /// Whether one of the engine's threads asks: a listener, a sink, a waker, a node that runs in this process.
+    fn is_own_thread(&self) -> bool {
+        let own = std::thread::current().id();
+        let captures = self.capture.as_ref().is_some_and(|capture| capture.thread_id() == Some(own));
+        captures || self.threads.iter().any(|thread| thread.thread().id() == own)
+    }
+}
+
+/// An engine's end.
+struct End {
+    shared: Arc<Shared>,
+    term_timeout: Duration,
+    parts: Parts,
+}
+
+impl End {
+    /// In a thread of its own: one of the engine's cannot wait for its own end.
+    fn run_elsewhere(self, drain: Duration) -> StopReport {
+        let shared = Arc::clone(&self.shared);
+        let name = std::thread::Builder::new().name("handbell-stop".into());
+        if name.spawn(move || self.run(drain)).is_err() {
+            // Without a thread nobody can be waited for; the caller reaps when it goes on.
+            shared.stopping_workers.store(true, Ordering::SeqCst);
+            shared.ending.store(true, Ordering::SeqCst);
+            each_worker(&shared, Worker::kill);
+        }
+        StopReport::default()
+    }
+
+    fn run(self, drain: Duration) -> StopReport {
+        each_worker(&self.shared, Worker::tell_to_drain);
         self.drain(drain);
         let cut_off = self.cut_off();
         self.end_workers();
+        let Self { shared, parts, .. } = self;
         shared.ending.store(true, Ordering::SeqCst);
         shared.bell.ring();
         shared.runner.end();
@@ -98,9 +138,7 @@ impl Life {
             let _ = thread.join();
         }
         drop(parts.capture);
-        let mut workers = shared.exits.ended.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let place = |stop: &WorkerStop| self.workers.iter().position(|worker| worker.pid() == stop.pid);
-        workers.sort_by_key(place);
+        let workers = shared.workers.lock().ended.values().cloned().collect();
         StopReport { workers, cut_off }
     }
 
@@ -139,30 +177,34 @@ impl Life {
     /// STOP to all, then SIGTERM (and SIGCONT), then SIGKILL, each to the whole process group.
     fn end_workers(&self) {
         self.shared.stopping_workers.store(true, Ordering::SeqCst);
-        let all = |step: fn(&Worker)| self.workers.iter().rev().for_each(|worker| step(worker));
-        all(Worker::tell_to_stop);
+        self.shared.bell.ring();
+        each_worker(&self.shared, Worker::tell_to_stop);
         if self.have_ended_within(self.term_timeout) {
             return;
         }
-        all(Worker::terminate);
+        each_worker(&self.shared, Worker::terminate);
         if self.have_ended_within(self.term_timeout) {
             return;
         }
-        all(Worker::kill);
+        each_worker(&self.shared, Worker::kill);
         // SIGKILL cannot be refused; the engine's thread reaps and tells.
         while !self.have_ended_within(Duration::from_secs(1)) {
-            all(Worker::kill);
+            each_worker(&self.shared, Worker::kill);
         }
     }
 
     fn have_ended_within(&self, limit: Duration) -> bool {
-        let exits = &self.shared.exits;
-        let ended = exits.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = self.workers.len();
-        let wait = exits.changed.wait_timeout_while(ended, limit, |ended| ended.len() < all);
-        let (ended, _) = wait.unwrap_or_else(PoisonError::into_inner);
-        ended.len() == all
+        let workers = &self.shared.workers;
+        let wait = workers.changed.wait_timeout_while(workers.lock(), limit, |roll| !roll.living.is_empty());
+        let (roll, _) = wait.unwrap_or_else(PoisonError::into_inner);
+        roll.living.is_empty()
     }
+}
+
+/// The latest in the plan first.
+fn each_worker(shared: &Shared, step: fn(&Worker)) {
+    let workers: Vec<_> = shared.workers.lock().living.values().cloned().collect();
+    workers.iter().rev().for_each(|worker| step(worker));
 }
 
 impl Drop for Life {

@@ -1,6 +1,7 @@
 //! What was started, for showing to a person.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use super::shared::Shared;
 use crate::base::waiting::Waiting;
@@ -54,13 +55,22 @@ pub struct Summary {
     pub max_branches: usize,
     /// Payload bytes that may wait between groups.
     pub forward_bytes: usize,
+    /// Where the workers' control connections are.
+    pub doorbell_address: IpAddr,
+    /// The secret is a stated one, for development.
+    pub has_development_secret: bool,
     /// Groups for which the two profiles are not promised to give the same bytes, each in a sentence.
     pub notes: Vec<String>,
 }
 
 impl Summary {
     /// `pids` in the order of lanes.
-    pub(super) fn of(settings: &Settings, shared: &Shared, pids: &[i32]) -> Self {
+    pub(super) fn of(
+        settings: &Settings,
+        shared: &Shared,
+        pids: &[i32],
+        has_development_secret: bool,
+    ) -> Self {
         let mut pids = pids.iter().copied();
         let placement = &shared.placement;
         let nodes_of = |number: usize| {
@@ -96,6 +106,8 @@ impl Summary {
             max_in_flight: settings.max_in_flight,
             max_branches: settings.max_branches,
             forward_bytes: settings.forward_bytes,
+            doorbell_address: settings.doorbell_address,
+            has_development_secret,
             notes: placement.notes(),
         }
     }
@@ -132,6 +144,18 @@ impl fmt::Display for Summary {
             self.max_branches,
             self.forward_bytes
         )?;
+        if !self.worker_pids.is_empty() {
+            let secret = if self.has_development_secret {
+                "A STATED SECRET, FOR DEVELOPMENT ONLY"
+            } else {
+                "fresh secrets"
+            };
+            write!(
+                f,
+                "\nsecurity   doorbell on {}, {secret}; segments sealed, one writer each",
+                self.doorbell_address
+            )?;
+        }
         self.notes.iter().try_for_each(|note| write!(f, "\nnote       {note}"))
     }
 }

@@ -1,33 +1,30 @@
 //! The engine's one thread: the last of those who wait.
 //!
-//! One epoll over the event descriptor (which the workers ring), the workers' pidfds and bootstrap sockets. It
-//! reads lanes only for requests that nobody waits for, ends what is due among them, and settles a worker's
-//! death. While there is nothing of that kind it sleeps without a time-out.
+//! One epoll over the event descriptor (which the workers ring), the workers' pidfds, sockets and doorbells. It
+//! reads lanes only for requests that nobody waits for, ends what is due among them, and looks after the workers
+//! (`ward.rs`). While nobody leaves it anything it wakes for heartbeats and a look each half second.
 
 use std::os::fd::AsFd;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use super::forward::Wakes;
-use super::link::Link;
 use super::shared::Shared;
-use super::stop::{StopMode, WorkerStop};
-use crate::base::failure::{Cause, KilledFor};
-use crate::os::child::Exit;
+use super::ward::Ward;
 use crate::os::clock;
 use crate::os::poll::Poller;
-use crate::supervisor::{Heard, Worker};
+use crate::supervisor::{Patience, Worker};
 
 /// How often what nobody waits for is looked after.
 const TICK_NS: u64 = 10_000_000;
 /// Ticks without anything to look after before the thread sleeps without a time-out again.
 const QUIET_TICKS: u32 = 50;
-/// A worker whose connection has ended is dying, or is killed after this.
-const END_GRACE_NS: u64 = 100_000_000;
-
+/// Batches read from each lane before the workers are looked at again: one that never stops talking keeps
+/// nobody from being heard, nor a death from being settled.
+const TURNS: u32 = 64;
 const BELL: u64 = 0;
-/// Tokens of a worker: its pidfd, and behind that its socket.
+/// Tokens of a worker: its pidfd, its socket, its doorbell, in this order.
 const FIRST_PIDFD: u64 = 1;
+const TOKENS: u64 = 3;
 
 /// The thread's own things.
 pub(super) struct EngineThread {
@@ -35,33 +32,25 @@ pub(super) struct EngineThread {
     poller: Poller,
     wards: Vec<Ward>,
     quiet_ticks: u32,
+    /// A lane had more to read than its turns.
+    has_more: bool,
     /// When bells were armed last for what nobody waits for.
     armed_ns: u64,
 }
 
-/// A worker that the thread watches, and the lane that it serves.
-struct Ward {
-    lane: u16,
-    /// `None` once it has been reaped.
-    worker: Option<Arc<Worker>>,
-    /// When the connection ended while the process lived.
-    connection_ended_ns: Option<u64>,
-}
-
 impl EngineThread {
     /// `workers` in the order of their lanes.
-    pub fn new(shared: Arc<Shared>, workers: &[Arc<Worker>]) -> std::io::Result<Self> {
+    pub fn new(shared: Arc<Shared>, workers: &[Arc<Worker>], patience: Patience) -> std::io::Result<Self> {
         let poller = Poller::new()?;
         poller.add(shared.bell.as_fd(), BELL)?;
         let mut wards = Vec::new();
         for (worker, link) in workers.iter().zip(shared.links()) {
-            let token = FIRST_PIDFD + 2 * wards.len() as u64;
-            poller.add(worker.pidfd(), token)?;
-            poller.add(worker.socket(), token + 1)?;
-            let lane = link.source.lane;
-            wards.push(Ward { lane, worker: Some(Arc::clone(worker)), connection_ended_ns: None });
+            let restart = shared.placement.groups[usize::from(link.group.0)].restart;
+            let ward = Ward::new(link.source.lane, Arc::clone(worker), patience, restart);
+            ward.watch(&poller, FIRST_PIDFD + TOKENS * wards.len() as u64)?;
+            wards.push(ward);
         }
-        Ok(Self { shared, poller, wards, quiet_ticks: 0, armed_ns: 0 })
+        Ok(Self { shared, poller, wards, quiet_ticks: 0, has_more: false, armed_ns: 0 })
     }
 
     /// Lives until the engine is stopped and its workers are reaped.
@@ -69,7 +58,7 @@ impl EngineThread {
         let shared = Arc::clone(&self.shared);
         let mut tokens = Vec::new();
         loop {
-            if shared.ending.load(Ordering::SeqCst) && self.wards.iter().all(|ward| ward.worker.is_none()) {
+            if shared.ending.load(Ordering::SeqCst) && self.wards.iter().all(Ward::is_over) {
                 return;
             }
             if self.poller.wait(&mut tokens, self.next_look_ns()).is_err() {
@@ -81,39 +70,58 @@ impl EngineThread {
                     shared.bell.clear();
                     continue;
                 };
-                let ward = &mut self.wards[token as usize / 2];
-                match token % 2 {
+                let ward = &mut self.wards[(token / TOKENS) as usize];
+                match token % TOKENS {
                     0 => ward.settle_death(&shared, &self.poller),
-                    _ => ward.hear(&self.poller),
+                    1 => ward.look_at_socket(&self.poller),
+                    _ => ward.hear(&shared),
                 }
             }
-            self.wards.iter_mut().for_each(|ward| ward.kill_if_broken(&shared));
+            self.settle_revivals();
+            let now_ns = clock::monotonic_ns();
+            self.wards.iter_mut().for_each(|ward| ward.look(&shared, now_ns));
             self.look_after();
         }
     }
 
+    fn settle_revivals(&mut self) {
+        let revived =
+            std::mem::take(&mut *self.shared.revived.lock().unwrap_or_else(PoisonError::into_inner));
+        for (lane, result) in revived {
+            let number =
+                self.wards.iter().position(|ward| ward.lane() == lane).expect("a ward for each worker");
+            let token = FIRST_PIDFD + TOKENS * number as u64;
+            self.wards[number].settle_revival(&self.shared, &self.poller, token, result);
+        }
+    }
+
     fn next_look_ns(&self) -> Option<u64> {
+        if self.has_more {
+            return Some(0);
+        }
         let now_ns = clock::monotonic_ns();
         let tick = self.shared.ticking.load(Ordering::SeqCst).then_some(now_ns + TICK_NS);
-        let ended = self.wards.iter().filter_map(|ward| ward.connection_ended_ns).min();
-        let grace = ended.map(|ended_ns| ended_ns + END_GRACE_NS);
         let due = tick.and_then(|_| self.shared.correlation.earliest_deadline());
-        [tick, grace, due].into_iter().flatten().min()
+        let wards = self.wards.iter().filter_map(Ward::next_ns).min();
+        [tick, due, wards].into_iter().flatten().min()
     }
 
     /// Reads what nobody reads, ends what is due, and arms bells for what is still to come.
     fn look_after(&mut self) {
         let shared = Arc::clone(&self.shared);
+        self.has_more = false;
         if !shared.ticking.load(Ordering::SeqCst) {
             return;
         }
-        loop {
-            self.read_all();
+        let mut turns = 0..TURNS;
+        let mut is_done = false;
+        while !is_done && turns.next().is_some() {
+            // What one lane has replied may have gone on to another.
+            let has_read = self.read_all();
             shared.expire(clock::monotonic_ns());
-            if self.all_armed() {
-                break;
-            }
+            is_done = !has_read && self.all_armed();
         }
+        self.has_more = !is_done;
         if shared.unattended.load(Ordering::SeqCst) > 0 {
             self.quiet_ticks = 0;
             return;
@@ -129,21 +137,15 @@ impl EngineThread {
         }
     }
 
-    fn read_all(&self) {
+    /// Reads a batch from each lane; whether there was one.
+    fn read_all(&self) -> bool {
         let shared = &self.shared;
-        loop {
-            let mut found = false;
-            for link in shared.links() {
-                while shared.read(link) {
-                    found = true;
-                }
-                link.stop_looking(&shared.correlation);
-            }
-            // What one lane has replied may have gone on to another.
-            if !found {
-                return;
-            }
+        let mut has_read = false;
+        for link in shared.links() {
+            has_read |= shared.read(link);
+            link.stop_looking(&shared.correlation);
         }
+        has_read
     }
 
     /// Arms the bell of every lane with something that nobody waits for; false if a reply is there already.
@@ -167,81 +169,4 @@ impl EngineThread {
         }
         armed
     }
-}
-
-impl Ward {
-    fn hear(&mut self, poller: &Poller) {
-        let Some(worker) = &self.worker else { return };
-        if worker.hear() == Heard::End && self.connection_ended_ns.is_none() {
-            poller.remove(worker.socket());
-            self.connection_ended_ns = Some(clock::monotonic_ns());
-        }
-    }
-
-    /// Kills a worker that broke a rule of the lane, or whose connection ended while it lives.
-    fn kill_if_broken(&mut self, shared: &Shared) {
-        let Some(worker) = &self.worker else { return };
-        let link = shared.link(self.lane);
-        if link.broken_rule().is_some() {
-            worker.kill();
-        }
-        let ended_ns = self.connection_ended_ns.unwrap_or(u64::MAX);
-        if clock::monotonic_ns() >= ended_ns.saturating_add(END_GRACE_NS) && worker.exit().is_none() {
-            self.connection_ended_ns = None;
-            link.die(Cause::Killed(KilledFor::ConnectionLost));
-            worker.kill();
-        }
-    }
-
-    /// The worker has ended: lane dead → reply ring read to its end → group killed → reaped → what is still
-    /// open ends.
-    fn settle_death(&mut self, shared: &Shared, poller: &Poller) {
-        let Some(worker) = &self.worker else { return };
-        let Some(exit) = worker.exit() else { return };
-        let by_kernel = match exit {
-            Exit::Code(code) => Cause::Exit(code),
-            Exit::Signal(signal) => Cause::Signal(signal),
-        };
-        let link = shared.link(self.lane);
-        let asked_to = shared.stopping_workers.load(Ordering::SeqCst);
-        link.die(if asked_to { Cause::Stopped } else { by_kernel });
-        read_to_the_end(shared, link);
-        worker.kill();
-        worker.reap();
-        poller.remove(worker.pidfd());
-        if self.connection_ended_ns.take().is_none() {
-            poller.remove(worker.socket());
-        }
-        let cause = link.cause().expect("latched above");
-        let now_ns = clock::monotonic_ns();
-        shared.after(shared.correlation.end_all_of(link.source, cause, now_ns, shared.started()));
-        shared.purge(link);
-        link.wake_everybody(&shared.correlation);
-        // What stood in front of the lane may have kept new requests of any group out.
-        fence(Ordering::SeqCst);
-        shared.room_came_free();
-        let mode = if asked_to && exit == Exit::Code(0) { StopMode::Graceful } else { StopMode::Forced };
-        let stop = WorkerStop {
-            group: shared.group_name(link.group).to_string(),
-            pid: worker.pid(),
-            mode,
-            cause: by_kernel,
-        };
-        self.worker = None;
-        shared.exits.ended.lock().unwrap_or_else(PoisonError::into_inner).push(stop);
-        shared.exits.changed.notify_all();
-    }
-}
-
-/// Every reply that was published before the end is delivered, unless the ring is corrupt.
-fn read_to_the_end(shared: &Shared, link: &Link) {
-    if link.broken_rule().is_some() {
-        link.end.close();
-        return;
-    }
-    let now_ns = clock::coarse_ns();
-    let mut wakes = Wakes::new();
-    // What is behind a frame that breaks a rule ends with the lane; it is dead already, and its first cause stays.
-    let _ = link.end.read_out(|frame| shared.judge(link, frame, now_ns, &mut wakes));
-    shared.wake(wakes);
 }

@@ -14,8 +14,11 @@ const MOST_LANES: usize = *BRANCHES.end();
 struct Watch<'s> {
     shared: &'s Shared,
     key: RootKey,
+    /// Those that the root has a hop in.
     lanes: [u16; MOST_LANES],
     count: usize,
+    /// Those of the root's run: while it stands in one group, the inputs behind it must come on to the next.
+    run: &'s [u16],
     /// How often hops of the root had got a lane when the list was made.
     moves: u64,
     /// The last thing done at the lane was to read it.
@@ -24,8 +27,9 @@ struct Watch<'s> {
 
 impl<'s> Watch<'s> {
     #[inline(always)]
-    fn new(shared: &'s Shared, key: RootKey) -> Self {
-        let mut watch = Self { shared, key, lanes: [0; MOST_LANES], count: 0, moves: 0, has_read: false };
+    fn new(shared: &'s Shared, key: RootKey, run: &'s [u16]) -> Self {
+        let lanes = [0; MOST_LANES];
+        let mut watch = Self { shared, key, lanes, count: 0, run, moves: 0, has_read: false };
         watch.begin();
         watch
     }
@@ -70,13 +74,24 @@ impl<'s> Watch<'s> {
         let mut found = false;
         for lane in self.all() {
             found |= match lane {
-                Lane::Worker(link) => self.shared.read(link),
+                Lane::Worker(seat) => self.shared.read(seat.link()),
                 // Who has got what it waits for runs nothing more.
                 Lane::Local(local) => !self.has_ended() && local.help(self.shared),
             };
         }
         self.has_read |= found;
-        found
+        found || self.look_along_the_run()
+    }
+
+    /// Reads or runs what the root does not wait for itself.
+    #[inline(always)]
+    fn look_along_the_run(&self) -> bool {
+        !self.run.is_empty() && self.others().fold(false, |found, lane| self.shared.look_at(lane) | found)
+    }
+
+    fn others(&self) -> impl Iterator<Item = &'s Lane> {
+        let others = self.run.iter().filter(|lane| !self.lanes[..self.count].contains(lane));
+        others.map(|lane| &self.shared.lanes[usize::from(*lane)])
     }
 
     /// Leaves the lanes to others.
@@ -103,7 +118,13 @@ impl Shared {
     /// Waits until the root has ended; its deadline is watched meanwhile.
     #[inline]
     pub fn wait(&self, key: RootKey) {
-        let mut watch = Watch::new(self, key);
+        self.wait_in_run(key, &[]);
+    }
+
+    /// Waits until the root has ended, and meanwhile keeps the others of its run moving through these lanes.
+    #[inline]
+    pub fn wait_in_run(&self, key: RootKey, run: &[u16]) {
+        let mut watch = Watch::new(self, key, run);
         let mut spinner = watch.spinner();
         while !watch.has_ended() {
             if watch.is_stale() {
@@ -143,7 +164,7 @@ impl Shared {
         let key = watch.key;
         let deadline_ns = self.correlation.deadline_ns(key.index);
         let until_ns = if deadline_ns == 0 { u64::MAX } else { deadline_ns };
-        let links: Vec<&Link> = watch.links().collect();
+        let links: Vec<&Link> = watch.links().chain(watch.others().filter_map(Lane::link)).collect();
         if links.is_empty() {
             return self.sleep_alone(watch, until_ns);
         }

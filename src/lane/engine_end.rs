@@ -288,6 +288,39 @@ impl EngineEnd {
         self.reply.load_acquire(reply::STARTED) > position
     }
 
+    /// What the worker says that it executes: position, the deadline that it was sent with (0 = none), and node
+    /// calls so far. None if it says that it executes nothing, or something impossible.
+    pub fn executing(&self) -> Option<(u64, u64, u64)> {
+        let position = self.reply.load_acquire(reply::STARTED).checked_sub(1)?;
+        let finished = self.reply.load_acquire(reply::FINISHED);
+        let freed = self.freed.0.load(Ordering::Acquire);
+        if finished > position || position < freed || position >= self.head.0.load(Ordering::Acquire) {
+            return None;
+        }
+        // Ours, and left alone until its LAST has been read.
+        let deadline_ns = self.request_ring.envelope(&self.request, position).deadline_ns;
+        Some((position, deadline_ns, self.reply.load(reply::PROGRESS)))
+    }
+
+    /// Every request that has been sent and whose LAST has not been read, in order: envelope and payload, as this
+    /// side wrote them. For a lane whose worker is dead, once its replies have been read to the end.
+    pub fn unanswered(&self) -> Vec<(u64, Envelope, Box<[u8]>)> {
+        let from = self.freed.0.load(Ordering::Acquire);
+        let sent = (from..self.head.0.load(Ordering::Acquire))
+            .filter(|position| self.request_ring.look(&self.request, *position) == Look::Ready);
+        let read = |position| {
+            let envelope = self.request_ring.envelope(&self.request, position);
+            let at = match envelope.payload_at {
+                0 => self.request_ring.inline_at(position),
+                at => self.request_layout.arena_at + (at as usize - 1) * CACHE_LINE_BYTES,
+            };
+            let mut payload = vec![0; envelope.payload_len as usize].into_boxed_slice();
+            self.request.copy_out(at, &mut payload);
+            (position, envelope, payload)
+        };
+        sent.map(read).collect()
+    }
+
     // ---- reading ----
 
     /// Next reply position.

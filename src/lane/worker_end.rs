@@ -45,6 +45,21 @@ pub struct Incoming {
     payload_at: usize,
 }
 
+/// A look at a lane from another thread of its worker.
+pub struct Idleness {
+    request: View,
+    reply: View,
+    ring: Ring,
+}
+
+impl Idleness {
+    /// Whether every request that has come has been ended. The worker's own word says how far it is.
+    pub fn is_idle(&self) -> bool {
+        let finished = self.reply.load_acquire(reply::FINISHED);
+        self.ring.look(&self.request, finished) == Look::Empty
+    }
+}
+
 /// The worker's side.
 pub struct WorkerEnd {
     request: View,
@@ -119,6 +134,11 @@ impl WorkerEnd {
     /// The segment that requests stand in.
     pub fn request_segment(&self) -> &View {
         &self.request
+    }
+
+    /// For another thread: whether every request that has come has been ended.
+    pub fn idleness(&self) -> Idleness {
+        Idleness { request: self.request.clone(), reply: self.reply.clone(), ring: self.request_ring }
     }
 
     /// Whether serving shall end.

@@ -109,6 +109,15 @@ pub fn exit_of(pidfd: BorrowedFd) -> io::Result<Option<Exit>> {
     status(pidfd, WaitIdOptions::NOWAIT)
 }
 
+/// Whether the process is stopped, by a signal or by a debugger. False if that
+/// cannot be told.
+pub fn is_stopped(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state stands behind the name, which may hold anything, in parentheses.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    matches!(state, Some('T' | 't'))
+}
+
 /// How the child ended, or `None` if it has not; reaps it, after which its
 /// number may belong to another process.
 ///
@@ -163,12 +172,18 @@ pub fn signal(pidfd: BorrowedFd, signal: i32) -> io::Result<()> {
     }
 }
 
-/// Kills every process of the group that `pid` leads; an empty group is fine.
+/// Kills `pid` and every process of the group that it leads or has led; an
+/// empty group is fine.
 ///
 /// Only to be called while the leader is unreaped: afterwards the number may
 /// name the group of a stranger.
 pub fn kill_group(pid: i32) {
     signal_group(pid, libc::SIGKILL);
+    // One that ends by itself has left its group.
+    if pid > 1 {
+        // SAFETY: no memory is passed.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
 }
 
 /// Sends `signal` to every process of the group that `pid` leads; an empty

@@ -60,15 +60,39 @@ pub fn bind_life_to(parent_pid: i32) -> io::Result<bool> {
     Ok(self::parent_pid() == parent_pid)
 }
 
+/// Ends this process at once with this exit code; nothing that is registered
+/// for an exit runs, so no thread that does not return can hold it up.
+pub fn leave(code: i32) -> ! {
+    // SAFETY: the call takes a number, and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Kills whoever else is in the process group that this process leads, so that
+/// it can end by itself without leaving them to a parent that may be dead by
+/// then. It joins the group of its parent for that.
+///
+/// Best effort: nothing happens if it leads no group, or its parent is gone.
+pub fn kill_rest_of_group() {
+    // SAFETY: the calls take and return numbers.
+    unsafe {
+        let own = libc::getpid();
+        let parents = libc::getpgid(libc::getppid());
+        if libc::getpgrp() == own && parents > 0 && libc::setpgid(0, parents) == 0 {
+            libc::kill(-own, libc::SIGKILL);
+        }
+    }
+}
+
 /// Kills this process and, if it leads its process group as a worker does, the
 /// whole group. Async-signal-safe.
 pub fn kill_own_group() -> ! {
     // SAFETY: no memory is passed, and each call is async-signal-safe.
     unsafe {
         let own = libc::getpid();
-        // The group of somebody else is not ours to kill.
-        let whom = if libc::getpgrp() == own { 0 } else { own };
-        libc::kill(whom, libc::SIGKILL);
+        // A group of this number is its own, though it may have just left it;
+        // any other group is not its own to kill.
+        libc::kill(-own, libc::SIGKILL);
+        libc::kill(own, libc::SIGKILL);
         // Not reached: the kill takes effect before the call returns.
         libc::_exit(128 + libc::SIGKILL)
     }
@@ -225,6 +249,7 @@ mod tests {
             Ok("bound") => bound(),
             Ok("orphan") => assert!(!bind_life_to(pid()).unwrap()),
             Ok("suicide") => kill_own_group(),
+            Ok("last") => last(),
             _ => {}
         }
     }
@@ -273,6 +298,21 @@ mod tests {
         let mut sleeper = sleeper.arg("1000").stderr(Stdio::null()).spawn().unwrap();
         io::stderr().write_all(b"bound").unwrap();
         sleeper.wait().unwrap();
+    }
+
+    /// Ends by itself, and the sleeper of its group with it.
+    fn last() {
+        let mut sleeper = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+        kill_rest_of_group();
+        sleeper.wait().unwrap();
+        // There is nobody left, and it is not killed by what it does to others.
+        kill_rest_of_group();
+    }
+
+    #[test]
+    fn who_ends_by_itself_takes_its_group_along() {
+        let child = start_alone("last");
+        assert_eq!(end_of(&child), Exit::Code(0));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use thiserror::Error;
 use crate::wire::geometry::Geometry;
 
 /// Descriptors the engine holds per lane while its worker starts: two segments, two ends of the bootstrap
-/// socket, pidfd, two output pipes, and some to spare.
+/// socket, pidfd, two output pipes, the doorbell's listener with its connection and the set that watches both.
 const DESCRIPTORS_PER_LANE: u64 = 10;
 /// Descriptors of the engine itself: two for each of its threads that wait, and some to spare.
 const DESCRIPTORS_OF_ENGINE: u64 = 6;

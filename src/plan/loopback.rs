@@ -13,8 +13,6 @@ impl Loopback {
     ///
     /// # Errors
     /// Any other address, such as the unspecified one, and also 127.0.0.1 written as an IPv6 address.
-    // No setting states one yet.
-    #[allow(dead_code)]
     pub fn check(field: &'static str, address: IpAddr) -> Result<Self, SettingsError> {
         if address.is_loopback() {
             return Ok(Self(address));

@@ -10,4 +10,5 @@ pub mod placement;
 // A plan among what belongs to it: what is to be run is both the folder and the noun.
 #[allow(clippy::module_inception)]
 pub mod plan;
+pub mod restart;
 pub mod settings;

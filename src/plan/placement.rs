@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use super::error::PlanError;
 use crate::base::ids::{GroupId, NodeId};
 use crate::base::resource::Resource;
+use crate::plan::restart::Restart;
 
 /// One outgoing edge.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -40,6 +41,11 @@ pub(crate) struct PlacedGroup {
     /// Runs in the engine; `processes` is 1, and there is no worker.
     pub local: bool,
     pub process: ProcessSpec,
+    pub restart: Restart,
+    /// What a dead worker had not begun goes to its successor.
+    pub redispatch_unstarted: bool,
+    /// So does what it had begun.
+    pub idempotent: bool,
 }
 
 impl PlacedGroup {
@@ -344,8 +350,14 @@ mod tests {
             pin: Some(1),
         };
         let name = "h".into();
-        let stated =
-            PlacedGroup { name, processes: 256, keyed: true, stateless: true, local: false, process };
+        let stated = PlacedGroup {
+            name,
+            processes: 256,
+            keyed: true,
+            stateless: true,
+            process,
+            ..PlacedGroup::default()
+        };
         assert_eq!(placement.groups[1], stated);
         assert_eq!(placement.workers(), 257);
         assert_eq!([0, 1].map(|node| placement.runs_a_command(&placement.nodes[node])), [false, true]);

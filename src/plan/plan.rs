@@ -4,12 +4,16 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::error::PlanError;
 use super::placement::{Edge, PlacedGroup, PlacedNode, Placement, ProcessSpec};
 use crate::base::ids::GroupId;
-use crate::base::limits::{GROUP_PROCESSES, MAX_HOPS, NAME_BYTES, PLAN_EDGES, PLAN_NODES, PLAN_PROCESSES};
+use crate::base::limits::{
+    DAY_MS, GROUP_PROCESSES, MAX_HOPS, NAME_BYTES, PLAN_EDGES, PLAN_NODES, PLAN_PROCESSES, RESTARTS,
+};
 use crate::base::resource::Resource;
+use crate::plan::restart::Restart;
 
 const NO_NUL: &str = "must not contain a NUL byte";
 const LOCAL: &str = "a local group runs in the engine and has no process of its own";
@@ -46,6 +50,9 @@ struct StatedGroup {
     processes: Option<usize>,
     keyed: bool,
     stateless: bool,
+    restart: Option<Restart>,
+    redispatch_unstarted: bool,
+    idempotent: bool,
     local: bool,
     has_command: bool,
     process: ProcessSpec,
@@ -96,6 +103,27 @@ impl Plan {
     /// which process runs a request. A promise that nobody checks.
     pub fn stateless(self) -> Self {
         self.of_group("stateless", |group| group.stateless = true)
+    }
+
+    /// Of the last group: whether a worker of it that died gets a successor. Default: never.
+    pub fn restart(self, restart: Restart) -> Self {
+        self.of_group("restart", |group| {
+            group.once("restart", |group| group.restart.replace(restart).is_some());
+        })
+    }
+
+    /// Of the last group: what a worker had not begun when it died is sent to its successor, once. Without
+    /// `restart` it means nothing.
+    pub fn redispatch_unstarted(self) -> Self {
+        self.of_group("redispatch_unstarted", |group| group.redispatch_unstarted = true)
+    }
+
+    /// Of the last group: the same request always makes the same outputs in the same order, so that what a worker
+    /// had begun when it died may run again at its successor, once; outputs that had gone on do not go on twice.
+    /// A promise that nobody checks. Means [`redispatch_unstarted`](Plan::redispatch_unstarted) too, and without
+    /// `restart` nothing.
+    pub fn idempotent(self) -> Self {
+        self.of_group("idempotent", |group| group.idempotent = true)
     }
 
     /// Of the last group: runs inside the engine, in both profiles. It has no process of its own.
@@ -276,6 +304,19 @@ impl StatedGroup {
             let modifier = "processes";
             return Err(PlanError::Range { of: of(), modifier, value: processes, range: GROUP_PROCESSES });
         }
+        if let Some(restart) = self.restart {
+            let ms = |duration: Duration| usize::try_from(duration.as_millis()).unwrap_or(usize::MAX);
+            let rules = [
+                ("restart", restart.restarts, RESTARTS),
+                ("restart within (in ms)", ms(restart.period), 1..=DAY_MS),
+                ("restart delay (in ms)", ms(restart.longest_delay), ms(restart.first_delay)..=DAY_MS),
+            ];
+            // `never` has no number to be checked.
+            let mut rules = rules.into_iter().filter(|_| restart != Restart::never());
+            if let Some((modifier, value, range)) = rules.find(|(_, value, range)| !range.contains(value)) {
+                return Err(PlanError::Range { of: of(), modifier, value, range });
+            }
+        }
         self.check_contradictions(processes)?;
         self.check_texts()?;
         Ok(PlacedGroup {
@@ -283,6 +324,9 @@ impl StatedGroup {
             processes: processes as u16,
             keyed: self.keyed,
             stateless: self.stateless,
+            restart: self.restart.unwrap_or_default(),
+            redispatch_unstarted: self.redispatch_unstarted || self.idempotent,
+            idempotent: self.idempotent,
             local: self.local,
             process: self.process.clone(),
         })
@@ -304,6 +348,7 @@ impl StatedGroup {
             ("cwd", cwd.is_some()),
             ("limit", !limits.is_empty()),
             ("pin", pin.is_some()),
+            ("restart", self.restart.is_some()),
         ];
         if let Some((modifier, _)) = of_a_process.iter().find(|(_, stated)| self.local && *stated) {
             let second = match *modifier {

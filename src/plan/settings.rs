@@ -1,6 +1,7 @@
 //! The settings of an engine: every limit a named field with a default, checked once.
 
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use thiserror::Error;
 
 use crate::base::limits::{ARENA_BYTES, BRANCHES, HISTORY, RING_SLOTS, ROOTS, SLOT_BYTES};
 use crate::base::waiting::Waiting;
+use crate::plan::loopback::Loopback;
 use crate::wire::geometry::Geometry;
 
 /// Where the groups of a plan run.
@@ -59,6 +61,9 @@ pub(crate) struct Settings {
     pub pin: Option<usize>,
     pub start_timeout: Duration,
     pub term_timeout: Duration,
+    pub heartbeat_timeout: Duration,
+    pub hung_after: Duration,
+    pub doorbell_address: IpAddr,
 }
 
 impl Default for Settings {
@@ -78,6 +83,9 @@ impl Default for Settings {
             pin: None,
             start_timeout: Duration::from_secs(30),
             term_timeout: Duration::from_secs(2),
+            heartbeat_timeout: Duration::from_secs(10),
+            hung_after: Duration::from_secs(60),
+            doorbell_address: Loopback::default().address(),
         }
     }
 }
@@ -93,16 +101,13 @@ impl Settings {
         within("max_branches", self.max_branches, BRANCHES)?;
         within("forward_bytes", self.forward_bytes, ARENA_BYTES)?;
         within("completed_history", self.completed_history, HISTORY)?;
-        let times = Duration::from_millis(1)..=Duration::from_secs(86_400);
-        for (field, value) in [("start_timeout", self.start_timeout), ("term_timeout", self.term_timeout)] {
-            if !times.contains(&value) {
-                return Err(SettingsError {
-                    field,
-                    value: format!("{value:?}"),
-                    rule: "must be between 1 ms and one day".into(),
-                });
-            }
-        }
+        Loopback::check("doorbell_address", self.doorbell_address)?;
+        let (ms, day) = (Duration::from_millis, Duration::from_secs(86_400));
+        between("start_timeout", self.start_timeout, ms(1), day)?;
+        between("term_timeout", self.term_timeout, ms(1), day)?;
+        // Below that, what a busy machine does to a healthy worker would cost its life.
+        between("heartbeat_timeout", self.heartbeat_timeout, ms(3000), day)?;
+        between("hung_after", self.hung_after, ms(1000), day)?;
         Ok(Geometry {
             slots: self.slots,
             slot_bytes: self.slot_bytes,
@@ -123,6 +128,22 @@ impl Settings {
             _ => Ok(()),
         }
     }
+}
+
+fn between(
+    field: &'static str,
+    value: Duration,
+    least: Duration,
+    most: Duration,
+) -> Result<(), SettingsError> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    let rule = match least.as_millis() {
+        least @ 1..1000 => format!("must be between {least} ms and one day"),
+        least => format!("must be between {} s and one day", least / 1000),
+    };
+    Err(SettingsError { field, value: format!("{value:?}"), rule })
 }
 
 fn within<T: PartialOrd + Display + Copy>(
@@ -182,5 +203,16 @@ mod tests {
             "pin = 9: must be a processor that this process may use: [0, 1]"
         );
         assert!(refused(|s| s.term_timeout = Duration::MAX).starts_with("term_timeout = "));
+        assert_eq!(
+            refused(|s| s.heartbeat_timeout = Duration::from_secs(1)),
+            "heartbeat_timeout = 1s: must be between 3 s and one day"
+        );
+        assert!(
+            refused(|s| s.hung_after = Duration::ZERO).starts_with("hung_after = 0ns: must be between 1 s")
+        );
+        assert_eq!(
+            refused(|s| s.doorbell_address = "10.0.0.1".parse().expect("an address")),
+            "doorbell_address = 10.0.0.1: must be in 127.0.0.0/8, or ::1"
+        );
     }
 }

@@ -1,29 +1,36 @@
 //! From nothing to READY, at the engine's side, for any number of workers.
 //!
-//! Each: segments → socket pair → spawn → limits → bundle and descriptors. Then each: MAPPED → close the reply
-//! segment for writers → SEALED. Then each: READY. So the nodes of all workers are built side by side, and
-//! none waits for another's. What fails first in this order is named; all that was started is ended in reverse
-//! order, each with its group, and reaped.
+//! Each: secrets, listener, segments → socket pair → spawn → limits → bundle and descriptors. Then each: MAPPED →
+//! close the reply segment for writers → SEALED → the handshake on the doorbell. Then all: READY, and when the
+//! last has said so, GO. So the nodes of all workers are built side by side, and none waits for another's. All
+//! that was started is ended in reverse order if one fails, each with its group, and reaped.
 
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use zeroize::Zeroizing;
+
 use super::error::{StartError, StartStep};
+use super::event::{Listener as EventListener, WorkerEvent, WorkerNotice, tell};
 use super::launch::{Launch, refused};
 use super::output::{Capture, OutputSink, Speaker, Stream};
 use super::worker::Worker;
+use crate::auth::{CREDENTIALS_BYTES, Credentials, Life, Secret};
 use crate::base::failure::{Cause, KilledFor};
 use crate::base::ids::GroupId;
 use crate::base::limits::BUNDLE_BYTES;
 use crate::base::waiting::Waiting;
+use crate::doorbell::{Connection, EngineSession, EngineTerms, Listener, Timing, Turn};
 use crate::lane::EngineEnd;
 use crate::os::child::{self, Exit, Spawned};
-use crate::os::clock;
-use crate::os::poll::readable_within;
+use crate::os::poll::{Poller, readable_within};
 use crate::os::socket::{self, Received, receive_within};
+use crate::os::{clock, random};
 use crate::plan::error::PlanError;
+use crate::plan::loopback::Loopback;
 use crate::plan::placement::{PlacedGroup, Placement};
 use crate::shm::segment::{Created, SegmentError};
 use crate::wire::bootstrap::{BOOTSTRAP_VERSION, Bundle, BundleGroup, BundleNode, Message, Refusal};
@@ -32,6 +39,12 @@ use crate::wire::segment::{Side, layout_digest};
 
 /// How long a child that has closed its socket may take to show its exit status.
 const EXIT_GRACE_MS: u32 = 1_000;
+/// How long one that went silent may take to show that it has died.
+const NOT_THERE_MS: u32 = 200;
+/// How often a start looks whether it is still wanted.
+const CANCEL_LOOK_MS: u32 = 100;
+/// How often a handshake looks whether the child still lives.
+const LOOK_MS: u32 = 20;
 
 /// What to start: one process of a group.
 pub(crate) struct WorkerSpec<'a> {
@@ -43,7 +56,15 @@ pub(crate) struct WorkerSpec<'a> {
     pub waiting: Waiting,
     /// For all groups; the group's own wins.
     pub pin: Option<u16>,
+    /// Its number in the plan: that of its lane.
+    pub worker: u16,
     pub incarnation: u64,
+    /// Where its listener is opened.
+    pub doorbell: Loopback,
+    /// For development: in place of random bytes.
+    pub secret: Option<&'a Secret>,
+    /// How long a node may go on after STOP, in milliseconds.
+    pub stop_grace_ms: u32,
     /// Variables for all groups, beside the inherited few; the group's own win.
     pub env: &'a [(OsString, OsString)],
     /// From the start of the first worker until the last is ready.
@@ -52,11 +73,29 @@ pub(crate) struct WorkerSpec<'a> {
     pub bell: BorrowedFd<'a>,
     /// Takes what it prints.
     pub sink: Option<OutputSink>,
+    /// Is told of its start.
+    pub listener: Option<EventListener>,
+    /// Raised when the start is not wanted any more.
+    pub cancelled: Option<&'a AtomicBool>,
 }
 
 impl WorkerSpec<'_> {
     fn placed(&self) -> &PlacedGroup {
         &self.placement.groups[usize::from(self.group.0)]
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.is_some_and(|cancelled| cancelled.load(Ordering::SeqCst))
+    }
+
+    fn tell(&self, pid: i32, event: WorkerEvent) {
+        let (group, process) = (self.placed().name.as_str().into(), self.process);
+        let notice = WorkerNotice { group, process, pid, at_ns: clock::monotonic_ns(), event };
+        tell(self.listener.as_ref(), &notice);
+    }
+
+    fn life(&self) -> Life {
+        Life { worker: self.worker.into(), incarnation: self.incarnation }
     }
 
     fn system(&self, step: StartStep) -> impl FnOnce(io::Error) -> StartError {
@@ -91,7 +130,7 @@ pub(crate) fn start(specs: &[WorkerSpec<'_>]) -> Result<(Vec<Started>, Capture),
         births.0.push(Unborn::spawn(spec, prepared, &capture, begun_ns)?);
     }
     births.0.iter_mut().try_for_each(Unborn::seal)?;
-    births.0.iter().try_for_each(|unborn| unborn.expect(&Message::Ready, StartStep::Ready))?;
+    all_ready(&mut births.0)?;
     let started = std::mem::take(&mut births.0).into_iter().map(Unborn::born).collect();
     Ok((started, capture))
 }
@@ -99,17 +138,30 @@ pub(crate) fn start(specs: &[WorkerSpec<'_>]) -> Result<(Vec<Started>, Capture),
 /// What one worker needs, as far as it can be refused before any process is started.
 struct Prepared {
     launch: Launch,
-    bundle: Vec<u8>,
+    bundle: Bundle,
 }
 
 impl Prepared {
     fn new(spec: &WorkerSpec<'_>) -> Result<Self, StartError> {
-        let bundle = Message::Bundle(Box::new(bundle(spec))).encode();
-        if bundle.len() > BUNDLE_BYTES {
-            return Err(PlanError::TooLarge { bytes: bundle.len(), limit: BUNDLE_BYTES }.into());
+        let bundle = bundle(spec);
+        let bytes = Message::Bundle(Box::new(bundle.clone())).encode().len();
+        if bytes > BUNDLE_BYTES {
+            return Err(PlanError::TooLarge { bytes, limit: BUNDLE_BYTES }.into());
         }
         Ok(Self { launch: Launch::new(spec.placed(), spec.env)?, bundle })
     }
+}
+
+/// The datagram that hands everything over: the bundle, and behind it the credentials.
+fn datagram(bundle: Bundle, listener: &Listener) -> Zeroizing<Vec<u8>> {
+    let bundle = Message::Bundle(Box::new(Bundle { doorbell: listener.local(), ..bundle })).encode();
+    // Of the right size from the start: growing would leave a copy behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(bundle.len() + CREDENTIALS_BYTES));
+    bytes.extend(bundle);
+    let mut credentials = Zeroizing::new([0; CREDENTIALS_BYTES]);
+    listener.credentials().expect("gone with the handshake").write(&mut credentials);
+    bytes.extend(credentials.iter());
+    bytes
 }
 
 fn ns(duration: Duration) -> u64 {
@@ -131,7 +183,11 @@ fn bundle(spec: &WorkerSpec<'_>) -> Bundle {
         local: group.local,
     });
     Bundle {
+        worker: spec.worker,
         incarnation: spec.incarnation,
+        // Known when it listens.
+        doorbell: (spec.doorbell.address(), 0).into(),
+        stop_grace_ms: spec.stop_grace_ms,
         layout_digest: layout_digest(),
         geometry: spec.geometry,
         waiting: spec.waiting,
@@ -139,6 +195,36 @@ fn bundle(spec: &WorkerSpec<'_>) -> Bundle {
         group: spec.group,
         groups: groups.collect(),
         nodes: nodes.collect(),
+    }
+}
+
+/// Waits until all have said READY. What any of them says meanwhile is heard: one that takes long to build its
+/// nodes must not leave another's messages lying until they are too old.
+fn all_ready(births: &mut [Unborn<'_>]) -> Result<(), StartError> {
+    let Some(first) = births.first() else { return Ok(()) };
+    let system = |error| first.spec.system(StartStep::Ready)(error);
+    let poller = Poller::new().map_err(system)?;
+    for (token, unborn) in births.iter().enumerate() {
+        let connection = unborn.connection.as_ref().expect("shaken hands");
+        poller.add(connection.as_fd(), token as u64).map_err(unborn.spec.system(StartStep::Ready))?;
+        poller.add(unborn.socket(), token as u64).map_err(unborn.spec.system(StartStep::Ready))?;
+        poller.add(unborn.worker().pidfd(), token as u64).map_err(unborn.spec.system(StartStep::Ready))?;
+    }
+    let mut tokens = Vec::new();
+    loop {
+        births.iter_mut().try_for_each(Unborn::turn)?;
+        let Some(awaited) = births.iter_mut().position(|unborn| !unborn.is_ready()) else { return Ok(()) };
+        let awaited = &births[awaited];
+        if clock::monotonic_ns() >= awaited.until_ns {
+            return Err(awaited.late(StartStep::Ready));
+        }
+        let next_ns = births.iter().filter_map(|unborn| unborn.connection.as_ref()?.next_ns()).min();
+        if awaited.spec.is_cancelled() {
+            return Err(awaited.late(StartStep::Ready));
+        }
+        let look_ns = clock::monotonic_ns() + u64::from(CANCEL_LOOK_MS) * 1_000_000;
+        let until_ns = next_ns.unwrap_or(u64::MAX).min(awaited.until_ns).min(look_ns);
+        poller.wait(&mut tokens, Some(until_ns)).map_err(awaited.spec.system(StartStep::Ready))?;
     }
 }
 
@@ -158,6 +244,9 @@ struct Unborn<'a> {
     spec: &'a WorkerSpec<'a>,
     /// `None` once it is born.
     worker: Option<Worker>,
+    /// Where it is to call; closed after the handshake.
+    listener: Listener,
+    connection: Option<Connection<EngineSession>>,
     /// Request and reply; `None` once they are the lane's.
     segments: Option<(Created, Created)>,
     lane: Option<EngineEnd>,
@@ -178,23 +267,34 @@ impl<'a> Unborn<'a> {
         };
         let (request, reply) = (create(Side::Request)?, create(Side::Reply)?);
         let system = |step| spec.system(step);
+        let credentials = match spec.secret {
+            Some(secret) => Credentials::with_static(secret, random::fill),
+            None => Credentials::generate(random::fill),
+        };
+        let listener = credentials.and_then(|credentials| Listener::open(spec.doorbell, credentials));
+        let listener = listener.map_err(system(StartStep::Spawn))?;
         let (ours, theirs) = socket::pair().map_err(system(StartStep::Spawn))?;
         socket::set_send_buffer(ours.as_fd(), BUNDLE_BYTES * 2).map_err(system(StartStep::Spawn))?;
+        let datagram = datagram(prepared.bundle, &listener);
         let Spawned { pid, pidfd, stdout, stderr } = prepared.launch.spawn(theirs)?;
         // Whatever fails from here on ends it.
         let unborn = Self {
             spec,
             worker: Some(Worker::new(pid, pidfd, ours)),
+            listener,
+            connection: None,
             segments: Some((request, reply)),
             lane: None,
             until_ns: begun_ns.saturating_add(ns(spec.start_timeout)),
         };
+        spec.tell(pid, WorkerEvent::Started);
         let group = spec.placed();
         let speaker = Speaker {
             group: group.name.as_str().into(),
             process: spec.process,
             pid,
             sink: spec.sink.clone(),
+            tail: unborn.worker().tail().clone(),
         };
         capture.add(&speaker, Stream::Stdout, stdout).map_err(system(StartStep::Spawn))?;
         capture.add(&speaker, Stream::Stderr, stderr).map_err(system(StartStep::Spawn))?;
@@ -205,25 +305,84 @@ impl<'a> Unborn<'a> {
         }
         let (request, reply) = unborn.segments.as_ref().expect("just put there");
         let fds = [request.fd(), reply.fd(), spec.bell];
-        unborn.say(&prepared.bundle, &fds)?;
+        unborn.say(&datagram, &fds)?;
         Ok(unborn)
     }
 
-    /// Waits until it has mapped its segments, and takes the right to do so from everybody else.
+    /// Waits until it has mapped its segments, takes the right to do so from everybody else, and awaits its call.
     fn seal(&mut self) -> Result<(), StartError> {
-        self.expect(&Message::Mapped, StartStep::Mapped)?;
+        let port = self.mapped()?;
+        let terms = EngineTerms {
+            life: self.spec.life(),
+            pid: self.worker().pid() as u32,
+            layout_digest: layout_digest(),
+            timing: Timing::default(),
+        };
+        self.listener.announce(port, terms, clock::monotonic_ns());
         let (request, reply) = self.segments.take().expect("sealed once");
         reply.close_for_writing().map_err(self.spec.segment(StartStep::Mapped))?;
         self.say(&Message::Sealed.encode(), &[])?;
         self.lane = Some(EngineEnd::new(request.into_view(), reply.into_view(), self.spec.geometry));
-        Ok(())
+        self.shake_hands()
+    }
+
+    fn shake_hands(&mut self) -> Result<(), StartError> {
+        loop {
+            let turn = self.listener.turn(clock::monotonic_ns());
+            match turn.map_err(self.spec.system(StartStep::Handshake))? {
+                Turn::Done(connection) => {
+                    self.connection = Some(*connection);
+                    return Ok(());
+                }
+                Turn::Late => return Err(self.not_there(StartStep::Handshake)),
+                Turn::Waiting => {}
+            }
+            // The listener closes by itself after two seconds.
+            let until_ns = self.listener.next_ns().unwrap_or(0).min(self.until_ns);
+            let left_ns = until_ns.saturating_sub(clock::monotonic_ns());
+            let left_ms = u32::try_from(left_ns.div_ceil(1_000_000)).unwrap_or(u32::MAX);
+            let died = readable_within(self.worker().pidfd(), Some(0)).unwrap_or(false);
+            let heard = readable_within(self.listener.as_fd(), Some(left_ms.min(LOOK_MS)));
+            heard.map_err(self.spec.system(StartStep::Handshake))?;
+            if died || left_ns == 0 && clock::monotonic_ns() >= self.until_ns {
+                return Err(self.not_there(StartStep::Handshake));
+            }
+        }
+    }
+
+    /// Hears what it says on the doorbell, and whether it refuses.
+    fn turn(&mut self) -> Result<(), StartError> {
+        let connection = self.connection.as_mut().expect("shaken hands");
+        if connection.turn(clock::monotonic_ns(), |_| {}).is_err() {
+            return Err(self.refusal().unwrap_or_else(|| self.not_there(StartStep::Ready)));
+        }
+        // What it said comes first. Its connections need not end with it: a child of its own may hold them.
+        match self.refusal() {
+            None if self.worker().exit().is_some() => Err(self.not_there(StartStep::Ready)),
+            refusal => refusal.map_or(Ok(()), Err),
+        }
+    }
+
+    fn is_ready(&mut self) -> bool {
+        self.connection.as_mut().is_some_and(|connection| connection.session().is_ready())
+    }
+
+    /// What it says on the bootstrap socket, where nothing but a refusal can come now.
+    fn refusal(&self) -> Option<StartError> {
+        let readable = readable_within(self.socket(), Some(0)).unwrap_or(true);
+        readable.then(|| self.hear(StartStep::Ready, |_| None::<()>).err()).flatten()
     }
 
     /// It is ready.
     fn born(mut self) -> Started {
-        let (Some(worker), Some(lane)) = (self.worker.take(), self.lane.take()) else {
+        let (Some(worker), Some(lane), Some(mut connection)) =
+            (self.worker.take(), self.lane.take(), self.connection.take())
+        else {
             unreachable!("it is born once, after it was sealed")
         };
+        connection.session().go();
+        self.spec.tell(worker.pid(), WorkerEvent::Ready);
+        worker.take_over(connection, *self.listener.rejects(), clock::monotonic_ns());
         Started { worker, lane }
     }
 
@@ -247,27 +406,76 @@ impl<'a> Unborn<'a> {
         }
     }
 
-    /// Waits for one message.
-    fn expect(&self, expected: &Message, step: StartStep) -> Result<(), StartError> {
+    /// Waits for MAPPED: the port that it will call from.
+    fn mapped(&mut self) -> Result<u16, StartError> {
+        // Until it is announced, whoever calls is a stranger, and is sent away so that it finds a place.
+        while !readable_within(self.socket(), Some(LOOK_MS)).map_err(self.spec.system(StartStep::Mapped))?
+            && clock::monotonic_ns() < self.until_ns
+            && !self.spec.is_cancelled()
+        {
+            let turn = self.listener.turn(clock::monotonic_ns());
+            turn.map_err(self.spec.system(StartStep::Mapped))?;
+        }
+        self.hear(StartStep::Mapped, |message| match message {
+            Message::Mapped(port) => Some(*port),
+            _ => None,
+        })
+    }
+
+    /// Waits for one message that is `expected`.
+    fn hear<T>(
+        &self,
+        step: StartStep,
+        expected: impl FnOnce(&Message) -> Option<T>,
+    ) -> Result<T, StartError> {
         let group = self.spec.placed().name.clone();
-        let left_ms = self.until_ns.saturating_sub(clock::monotonic_ns()).div_ceil(1_000_000);
         let mut buffer = [0; 64];
-        match receive_within(self.socket(), &mut buffer, 0, u32::try_from(left_ms).unwrap_or(u32::MAX)) {
+        let received = loop {
+            let left_ms = self.until_ns.saturating_sub(clock::monotonic_ns()).div_ceil(1_000_000);
+            let look_ms = u32::try_from(left_ms).unwrap_or(u32::MAX).min(CANCEL_LOOK_MS);
+            match receive_within(self.socket(), &mut buffer, 0, look_ms) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::TimedOut
+                        && left_ms > u64::from(look_ms)
+                        && !self.spec.is_cancelled() => {}
+                received => break received,
+            }
+        };
+        match received {
             Ok(Received::Message { bytes, .. }) => match Message::decode(&buffer[..bytes]) {
-                Ok(message) if message == *expected => Ok(()),
                 Ok(Message::Refused(refusal)) => {
                     // It prints why and ends by itself.
                     let _ = readable_within(self.worker().pidfd(), Some(EXIT_GRACE_MS));
                     Err(StartError::Refused { group, reason: self.reason(refusal) })
                 }
-                _ => Err(StartError::Refused { group, reason: "it said something unexpected".into() }),
+                message => {
+                    let unexpected = "it said something unexpected".into();
+                    let message = message.ok().as_ref().and_then(expected);
+                    message.ok_or(StartError::Refused { group, reason: unexpected })
+                }
             },
             Ok(Received::End) => Err(StartError::Died { group, step, cause: self.cause() }),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                Err(StartError::Timeout { group, step, timeout: self.spec.start_timeout })
-            }
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(self.late(step)),
             Err(error) => Err(StartError::System { group, step, error }),
         }
+    }
+
+    fn late(&self, step: StartStep) -> StartError {
+        StartError::Timeout { group: self.spec.placed().name.clone(), step, timeout: self.spec.start_timeout }
+    }
+
+    /// It cannot be talked to any more: it has died, or has not done its part.
+    fn not_there(&self, step: StartStep) -> StartError {
+        let group = self.spec.placed().name.clone();
+        if readable_within(self.worker().pidfd(), Some(NOT_THERE_MS)).unwrap_or(false) {
+            return StartError::Died { group, step, cause: self.cause() };
+        }
+        if clock::monotonic_ns() >= self.until_ns {
+            return self.late(step);
+        }
+        let rejects = self.listener.rejects().total();
+        let reason = format!("it did not do its part at step {} ({rejects} messages rejected)", step.name());
+        StartError::Refused { group, reason }
     }
 
     fn reason(&self, refusal: Refusal) -> String {
@@ -304,6 +512,7 @@ impl Drop for Unborn<'_> {
             worker.kill();
             let _ = readable_within(worker.pidfd(), None);
             worker.reap();
+            self.spec.tell(worker.pid(), WorkerEvent::Stopped { gracefully: false });
         }
     }
 }

@@ -21,16 +21,19 @@ pub enum StartStep {
     Bundle,
     /// Waiting until the worker had mapped its segments.
     Mapped,
+    /// The handshake on the doorbell.
+    Handshake,
     /// Waiting until the worker had built its nodes.
     Ready,
 }
 
 impl StartStep {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Spawn => "spawn",
             Self::Bundle => "bundle",
             Self::Mapped => "mapped",
+            Self::Handshake => "handshake",
             Self::Ready => "ready",
         }
     }

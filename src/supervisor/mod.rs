@@ -4,14 +4,19 @@
 
 mod birth;
 mod error;
+mod event;
 mod launch;
+mod liveness;
 mod output;
 mod spawner;
 mod worker;
 
 pub use error::{StartError, StartStep};
+pub use event::{WorkerEvent, WorkerNotice};
 pub use output::{OutputLine, OutputSink, Stream};
 
 pub(crate) use birth::{Started, WorkerSpec, start};
-pub(crate) use output::Capture;
-pub(crate) use worker::{Heard, Worker};
+pub(crate) use event::{Listener, tell};
+pub(crate) use liveness::{Finding, Liveness, Patience, Work};
+pub(crate) use output::{Capture, Tail};
+pub(crate) use worker::Worker;

@@ -2,15 +2,15 @@
 //!
 //! A worker can never be stopped by a full pipe, and what it prints never enters an error.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ThreadId};
 
-use crate::base::limits::OUTPUT_LINE_BYTES;
+use crate::base::limits::{OUTPUT_LINE_BYTES, TAIL_LINES};
 use crate::os::clock;
 use crate::os::poll::{EventFd, Poller};
 
@@ -62,6 +62,31 @@ pub(super) struct Speaker {
     pub pid: i32,
     /// `None`: [`to_stderr`].
     pub sink: Option<OutputSink>,
+    pub tail: Tail,
+}
+
+/// The last lines that a worker printed.
+#[derive(Clone, Default)]
+pub(crate) struct Tail(Arc<Mutex<VecDeque<Box<[u8]>>>>);
+
+impl Tail {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Box<[u8]>>> {
+        // Nothing under this lock panics.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, line: &[u8]) {
+        let mut lines = self.lock();
+        if lines.len() == TAIL_LINES {
+            lines.pop_front();
+        }
+        lines.push_back(line.into());
+    }
+
+    /// The lines, the oldest first.
+    pub fn lines(&self) -> Vec<Vec<u8>> {
+        self.lock().iter().map(|line| line.to_vec()).collect()
+    }
 }
 
 struct Pipe {
@@ -100,6 +125,11 @@ impl Shared {
 }
 
 impl Capture {
+    /// The thread that calls the sinks.
+    pub fn thread_id(&self) -> Option<ThreadId> {
+        self.thread.as_ref().map(|thread| thread.thread().id())
+    }
+
     /// Starts the thread; there is nothing to drain yet.
     pub fn start() -> std::io::Result<Self> {
         let shared =
@@ -208,7 +238,8 @@ impl Pipe {
     }
 
     fn hand_on(&self) {
-        let Speaker { group, process, pid, sink } = &self.speaker;
+        let Speaker { group, process, pid, sink, tail } = &self.speaker;
+        tail.push(&self.line);
         let line = OutputLine { group, process: *process, pid: *pid, stream: self.stream, text: &self.line };
         // A sink that panics loses its line and nothing else.
         let _ = catch_unwind(AssertUnwindSafe(|| match sink {

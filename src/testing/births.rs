@@ -9,6 +9,7 @@ use crate::base::ids::GroupId;
 use crate::base::waiting::Waiting;
 use crate::os::cpu;
 use crate::os::poll::{EventFd, readable_within};
+use crate::plan::loopback::Loopback;
 use crate::plan::plan::Plan;
 use crate::plan::settings::Settings;
 use crate::supervisor::{self, Capture, OutputLine, OutputSink, StartError, Started, WorkerSpec};
@@ -61,7 +62,12 @@ impl Births {
         let rung = bell.as_fd();
         let mut specs = Vec::with_capacity(placement.workers());
         for (number, group) in placement.groups.iter().enumerate() {
+            let first = specs.len() as u16;
             specs.extend((0..group.workers()).map(|process| WorkerSpec {
+                worker: first + process,
+                doorbell: Loopback::default(),
+                secret: None,
+                stop_grace_ms: 1000,
                 group: GroupId(number as u16),
                 process,
                 placement: &placement,
@@ -73,6 +79,8 @@ impl Births {
                 start_timeout: self.start_timeout,
                 bell: rung.as_fd(),
                 sink: self.sink.clone(),
+                listener: None,
+                cancelled: None,
             }));
         }
         let (started, capture) = supervisor::start(&specs)?;

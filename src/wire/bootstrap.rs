@@ -1,7 +1,11 @@
 //! Messages on the bootstrap socket: the start bundle and the few words around it.
 //!
-//! One datagram a message: kind (1 byte), body. The bundle is data only: sizes, numbers, names. It carries
-//! three descriptors: request segment, reply segment, event descriptor, in this order.
+//! One datagram a message: kind (1 byte), body. The bundle is data only: sizes, numbers, names. Behind it stand
+//! the credentials of this life, which are wiped at both ends once they have been taken. It carries three
+//! descriptors: request segment, reply segment, event descriptor, in this order. All that follows READY is said
+//! on the doorbell.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::base::ids::{GroupId, NodeId};
 use crate::base::limits::{BUNDLE_BYTES, NAME_BYTES, PLAN_EDGES, PLAN_NODES};
@@ -9,7 +13,7 @@ use crate::base::waiting::Waiting;
 use crate::wire::geometry::Geometry;
 
 /// Raised when a message changes.
-pub const BOOTSTRAP_VERSION: u16 = 2;
+pub const BOOTSTRAP_VERSION: u16 = 3;
 /// Descriptors that come with the bundle.
 pub const BUNDLE_DESCRIPTORS: usize = 3;
 
@@ -20,8 +24,14 @@ const MAGIC: u32 = u32::from_le_bytes(*b"HBLB");
 /// What a worker needs in order to begin.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Bundle {
+    /// The worker's number in the plan: that of its lane.
+    pub worker: u16,
     /// This life of the worker.
     pub incarnation: u64,
+    /// Where the engine listens for this worker.
+    pub doorbell: SocketAddr,
+    /// How long a node may go on after STOP, in milliseconds.
+    pub stop_grace_ms: u32,
     /// The engine's layouts.
     pub layout_digest: u64,
     /// Sizes of the lane.
@@ -65,16 +75,10 @@ pub struct BundleNode {
 pub enum Message {
     /// Engine → worker, once, with descriptors.
     Bundle(Box<Bundle>),
-    /// Worker → engine: both segments are mapped.
-    Mapped,
-    /// Engine → worker: the reply segment is closed for other writers.
+    /// Worker → engine: both segments are mapped; it will call from this port.
+    Mapped(u16),
+    /// Engine → worker: the reply segment is closed for other writers, and the call is awaited.
     Sealed,
-    /// Worker → engine: the nodes are built.
-    Ready,
-    /// Engine → worker: end serving.
-    Stop,
-    /// Worker → engine: serving has ended; the exit follows.
-    Stopped,
     /// Worker → engine: it cannot begin.
     Refused(Refusal),
 }
@@ -115,10 +119,7 @@ mod code {
     pub const BUNDLE: u8 = 1;
     pub const MAPPED: u8 = 2;
     pub const SEALED: u8 = 3;
-    pub const READY: u8 = 4;
-    pub const STOP: u8 = 5;
-    pub const STOPPED: u8 = 6;
-    pub const REFUSED: u8 = 7;
+    pub const REFUSED: u8 = 4;
 }
 
 impl Message {
@@ -126,11 +127,11 @@ impl Message {
     pub fn encode(&self) -> Vec<u8> {
         match self {
             Self::Bundle(bundle) => bundle.encode(),
-            Self::Mapped => vec![code::MAPPED],
+            Self::Mapped(port) => {
+                let [low, high] = port.to_le_bytes();
+                vec![code::MAPPED, low, high]
+            }
             Self::Sealed => vec![code::SEALED],
-            Self::Ready => vec![code::READY],
-            Self::Stop => vec![code::STOP],
-            Self::Stopped => vec![code::STOPPED],
             Self::Refused(refusal) => {
                 let (kind, detail) = match *refusal {
                     Refusal::Bundle => (1, 0),
@@ -152,11 +153,8 @@ impl Message {
             [code::BUNDLE, ref body @ ..] => {
                 Bundle::decode(body).map(|bundle| Self::Bundle(Box::new(bundle)))
             }
-            [code::MAPPED] => Ok(Self::Mapped),
+            [code::MAPPED, low, high] => Ok(Self::Mapped(u16::from_le_bytes([low, high]))),
             [code::SEALED] => Ok(Self::Sealed),
-            [code::READY] => Ok(Self::Ready),
-            [code::STOP] => Ok(Self::Stop),
-            [code::STOPPED] => Ok(Self::Stopped),
             [code::REFUSED, kind, low, high] => {
                 let detail = u16::from_le_bytes([low, high]);
                 Ok(Self::Refused(match kind {
@@ -179,7 +177,10 @@ impl Bundle {
         let mut out = vec![code::BUNDLE];
         out.extend(MAGIC.to_le_bytes());
         out.extend(BOOTSTRAP_VERSION.to_le_bytes());
+        out.extend(self.worker.to_le_bytes());
         out.extend(self.incarnation.to_le_bytes());
+        put_address(&mut out, self.doorbell);
+        out.extend(self.stop_grace_ms.to_le_bytes());
         out.extend(self.layout_digest.to_le_bytes());
         let geometry = self.geometry;
         for size in
@@ -217,7 +218,10 @@ impl Bundle {
         if version != BOOTSTRAP_VERSION {
             return Err(Malformed::Version(version));
         }
+        let worker = input.u16()?;
         let incarnation = input.u64()?;
+        let doorbell = input.address()?;
+        let stop_grace_ms = input.u32()?;
         let layout_digest = input.u64()?;
         let mut size = || input.u64().and_then(|size| usize::try_from(size).map_err(|_| Malformed::Bytes));
         let geometry = Geometry {
@@ -249,8 +253,30 @@ impl Bundle {
         if !input.0.is_empty() || !consistent {
             return Err(Malformed::Bytes);
         }
-        Ok(Self { incarnation, layout_digest, geometry, waiting, pin, group, groups, nodes })
+        Ok(Self {
+            worker,
+            incarnation,
+            doorbell,
+            stop_grace_ms,
+            layout_digest,
+            geometry,
+            waiting,
+            pin,
+            group,
+            groups,
+            nodes,
+        })
     }
+}
+
+/// As IPv6, which every address can be written as.
+fn put_address(out: &mut Vec<u8>, address: SocketAddr) {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    out.extend(ip.octets());
+    out.extend(address.port().to_le_bytes());
 }
 
 fn put_count(out: &mut Vec<u8>, count: usize) {
@@ -283,6 +309,10 @@ impl<'a> Input<'a> {
     fn u64(&mut self) -> Result<u64, Malformed> {
         self.take().map(u64::from_le_bytes)
     }
+    fn address(&mut self) -> Result<SocketAddr, Malformed> {
+        let ip = Ipv6Addr::from(self.take::<16>()?).to_canonical();
+        Ok(SocketAddr::new(ip, self.u16()?))
+    }
     fn count(&mut self, limit: usize) -> Result<usize, Malformed> {
         let count = usize::from(self.u16()?);
         if count <= limit { Ok(count) } else { Err(Malformed::Bytes) }
@@ -313,7 +343,10 @@ mod tests {
 
     fn bundle() -> Bundle {
         Bundle {
+            worker: 5,
             incarnation: 3,
+            doorbell: "127.0.0.1:4711".parse().expect("an address"),
+            stop_grace_ms: 1000,
             layout_digest: 4,
             geometry: Geometry {
                 slots: 2,
@@ -339,7 +372,7 @@ mod tests {
     #[test]
     fn boot_01_every_message_round_trips() {
         let refusals = [Refusal::Version(7), Refusal::Layout, Refusal::NotBuilt(513)].map(Message::Refused);
-        let words = [Message::Mapped, Message::Sealed, Message::Ready, Message::Stop, Message::Stopped];
+        let words = [Message::Mapped(40_000), Message::Sealed];
         for message in [Message::Bundle(Box::new(bundle()))].into_iter().chain(words).chain(refusals) {
             assert_eq!(Message::decode(&message.encode()), Ok(message));
         }

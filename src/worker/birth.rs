@@ -1,24 +1,28 @@
 //! From the first line of `main` to READY.
 //!
-//! Steps: signal mask, foreign descriptors, parent-death signal → bundle → check, map → MAPPED, SEALED →
-//! watcher → build the nodes → READY → serve → STOPPED.
+//! Steps: signal mask, foreign descriptors, parent-death signal → bundle → check, map → MAPPED, SEALED → call the
+//! engine's doorbell → build the nodes → READY, GO → serve → STOPPED, BYE.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use zeroize::Zeroizing;
+
+use super::line::Line;
 use super::serve::serve;
+use crate::auth::{CREDENTIALS_BYTES, Credentials, Life};
 use crate::base::failure::cut;
 use crate::base::ids::NodeId;
-use crate::base::limits::BUNDLE_BYTES;
+use crate::base::limits::{BUNDLE_BYTES, HANDSHAKE_NS};
+use crate::doorbell::{CallError, Caller, WorkerTerms};
 use crate::lane::WorkerEnd;
 use crate::node::executor::Executor;
 use crate::node::registry::{Registry, Unbuilt};
-use crate::os::cpu;
 use crate::os::futex::Word;
-use crate::os::life;
 use crate::os::poll::EventFd;
 use crate::os::socket::{self, Received, receive_within};
+use crate::os::{clock, cpu, life};
 use crate::plan::placement::{Edge, PlacedGroup, PlacedNode, Placement};
 use crate::shm::segment::{check_closed, open_received};
 use crate::wire::bootstrap::{BOOTSTRAP_VERSION, BUNDLE_DESCRIPTORS, Bundle, Malformed, Message, Refusal};
@@ -29,7 +33,7 @@ pub(crate) const MARKER: &str = "HANDBELL_WORKER";
 
 /// An engine that is alive sends its part within this; one that is stopped may take longer, and waiting
 /// costs nothing, because its death ends the socket.
-const ENGINE_WORD_MS: u32 = 600_000;
+pub(crate) const ENGINE_WORD_MS: u32 = 600_000;
 
 /// Why a worker ends before it has served; also its exit code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,6 +44,7 @@ enum Unborn {
     Segment = 83,
     Nodes = 84,
     System = 85,
+    Doorbell = 87,
 }
 
 /// Whether this process was started as a worker: the marker *and* a socket of the right kind.
@@ -57,11 +62,11 @@ pub(crate) fn is_inside_worker() -> bool {
 
 /// Serves until told to stop, then exits. Never returns.
 pub(crate) fn run(registry: &Registry) -> ! {
-    run_with(registry, serve)
+    run_with(registry, |end, executor, _| serve(end, executor))
 }
 
 /// [`run`] with another way to serve.
-pub(crate) fn run_with(registry: &Registry, serve: impl FnOnce(WorkerEnd, Executor)) -> ! {
+pub(crate) fn run_with(registry: &Registry, serve: impl FnOnce(WorkerEnd, Executor, &Line)) -> ! {
     // Relaxed: the nodes run in this thread, or in threads that it starts.
     IS_SERVING.store(true, Ordering::Relaxed);
     let code = match be_born(registry, serve) {
@@ -71,19 +76,20 @@ pub(crate) fn run_with(registry: &Registry, serve: impl FnOnce(WorkerEnd, Execut
             unborn as i32
         }
     };
+    life::kill_rest_of_group();
     std::process::exit(code);
 }
 
 type Born<T> = Result<T, (Unborn, String)>;
 
-fn be_born(registry: &Registry, serve: impl FnOnce(WorkerEnd, Executor)) -> Born<()> {
+fn be_born(registry: &Registry, serve: impl FnOnce(WorkerEnd, Executor, &Line)) -> Born<()> {
     let system = |what: &'static str| move |error| (Unborn::System, format!("{what}: {error}"));
     let socket = Arc::new(life::become_worker().map_err(system("taking over standard input"))?);
     let parent = socket::peer_pid(socket.as_fd()).map_err(system("asking for the engine's pid"))?;
     if !life::bind_life_to(parent).map_err(system("binding to the engine's life"))? {
         return Err((Unborn::ParentGone, "the engine is gone".into()));
     }
-    let (bundle, fds) = receive_bundle(&socket)?;
+    let (bundle, credentials, fds) = receive_bundle(&socket)?;
     let refuse = |refusal: Refusal, unborn: Unborn, what: String| {
         // Best effort: the engine sees the exit code too.
         let _ = say(&socket, &Message::Refused(refusal));
@@ -102,13 +108,26 @@ fn be_born(registry: &Registry, serve: impl FnOnce(WorkerEnd, Executor)) -> Born
     let open = |side, fd: &OwnedFd| open_received(side, fd.as_fd(), &bundle.geometry, bundle.incarnation);
     let request = open(Side::Request, &request_fd).map_err(refuse_segment)?;
     let reply = open(Side::Reply, &reply_fd).map_err(refuse_segment)?;
-    say(&socket, &Message::Mapped)?;
+    let caller = Caller::bind(bundle.doorbell.ip()).map_err(system("binding the doorbell's socket"))?;
+    say(&socket, &Message::Mapped(caller.port()))?;
     expect_sealed(&socket)?;
     check_closed(Side::Reply, reply_fd.as_fd()).map_err(refuse_segment)?;
     drop((request_fd, reply_fd));
 
+    let terms = WorkerTerms {
+        life: Life { worker: bundle.worker.into(), incarnation: bundle.incarnation },
+        pid: std::process::id(),
+        layout_digest: layout_digest(),
+    };
+    let until_ns = clock::monotonic_ns() + HANDSHAKE_NS;
+    let connection = caller
+        .call(bundle.doorbell, credentials, terms, until_ns, |_| {})
+        .map_err(|error: CallError| (Unborn::Doorbell, error.to_string()))?;
     let stop = Arc::new(Word::new(0));
-    watch(Arc::clone(&socket), Arc::clone(&stop)).map_err(system("starting the watcher"))?;
+    let bell = EventFd::from_fd(bell_fd);
+    let end = WorkerEnd::new(request, reply, bundle.geometry, bundle.waiting, bell, Arc::clone(&stop));
+    let line = Line::start(Arc::clone(&socket), connection, end.idleness(), stop, bundle.stop_grace_ms)
+        .map_err(system("starting the doorbell's thread"))?;
 
     let placement = placement(&bundle);
     let group = bundle.group;
@@ -131,17 +150,17 @@ fn be_born(registry: &Registry, serve: impl FnOnce(WorkerEnd, Executor)) -> Born
     if let Some(processor) = bundle.pin {
         cpu::pin(usize::from(processor)).map_err(system("keeping to its processor"))?;
     }
-    let bell = EventFd::from_fd(bell_fd);
-    let end = WorkerEnd::new(request, reply, bundle.geometry, bundle.waiting, bell, stop);
-    say(&socket, &Message::Ready)?;
-    serve(end, executor);
-    // The engine may be gone already; its watcher or ours decides then.
-    let _ = say(&socket, &Message::Stopped);
+    if line.ready() {
+        serve(end, executor, &line);
+    }
+    line.leave();
     Ok(())
 }
 
-fn receive_bundle(socket: &OwnedFd) -> Born<(Bundle, Vec<OwnedFd>)> {
-    let mut buffer = vec![0; BUNDLE_BYTES + 1];
+/// The bundle, the credentials behind it, and the descriptors. It can be received once: nothing of it stays in
+/// the socket, and the place where it stood is wiped.
+fn receive_bundle(socket: &OwnedFd) -> Born<(Bundle, Credentials, Vec<OwnedFd>)> {
+    let mut buffer = Zeroizing::new(vec![0; BUNDLE_BYTES + CREDENTIALS_BYTES + 1]);
     let malformed = |what: &str| (Unborn::Bundle, format!("the start bundle {what}"));
     let received = receive_within(socket.as_fd(), &mut buffer, BUNDLE_DESCRIPTORS, ENGINE_WORD_MS);
     let (bytes, fds) = match received {
@@ -149,8 +168,15 @@ fn receive_bundle(socket: &OwnedFd) -> Born<(Bundle, Vec<OwnedFd>)> {
         Ok(Received::End) => return Err((Unborn::ParentGone, "the engine is gone".into())),
         Err(error) => return Err(malformed(&format!("was not received: {error}"))),
     };
-    match Message::decode(&buffer[..bytes]) {
-        Ok(Message::Bundle(bundle)) if fds.len() == BUNDLE_DESCRIPTORS => Ok((*bundle, fds)),
+    let received = &mut buffer[..bytes];
+    let Some((bundle, credentials)) = received.split_last_chunk_mut::<CREDENTIALS_BYTES>() else {
+        let _ = say(socket, &Message::Refused(Refusal::Bundle));
+        return Err(malformed("is too short"));
+    };
+    match Message::decode(bundle) {
+        Ok(Message::Bundle(bundle)) if fds.len() == BUNDLE_DESCRIPTORS => {
+            Ok((*bundle, Credentials::take(credentials), fds))
+        }
         Err(Malformed::Version(version)) => {
             let _ = say(socket, &Message::Refused(Refusal::Version(BOOTSTRAP_VERSION)));
             Err(malformed(&format!("has version {version}, this worker knows {BOOTSTRAP_VERSION}")))
@@ -176,26 +202,6 @@ fn expect_sealed(socket: &OwnedFd) -> Born<()> {
 fn say(socket: &OwnedFd, message: &Message) -> Born<()> {
     socket::send(socket.as_fd(), &message.encode(), &[])
         .map_err(|error| (Unborn::ParentGone, format!("the engine cannot be reached: {error}")))
-}
-
-/// Watches the bootstrap socket for as long as the process lives: STOP ends the serving, the socket's end
-/// ends the process group, grandchildren included.
-fn watch(socket: Arc<OwnedFd>, stop: Arc<Word>) -> std::io::Result<()> {
-    let watcher = move || {
-        let mut buffer = [0; 64];
-        loop {
-            match socket::receive(socket.as_fd(), &mut buffer, 0) {
-                Ok(Received::Message { bytes, .. }) => {
-                    if Message::decode(&buffer[..bytes]) == Ok(Message::Stop) {
-                        stop.bump();
-                        stop.wake_all();
-                    }
-                }
-                Ok(Received::End) | Err(_) => life::kill_own_group(),
-            }
-        }
-    };
-    std::thread::Builder::new().name("handbell-watch".into()).spawn(watcher).map(drop)
 }
 
 /// The plan as far as this worker knows it: names and numbers of everything, the edges of its own nodes.

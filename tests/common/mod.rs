@@ -2,15 +2,18 @@
 //! and looks for what was left behind.
 #![allow(dead_code)] // each program uses a part of it
 
+pub mod bell;
 pub mod nodes;
 pub mod ordered;
 pub mod scripted;
 pub mod watch;
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use handbell::{
     Category, Cause, Deadline, Drain, Engine, EngineBuilder, Failure, NodeId, Plan, Profile, StopReport,
+    WorkerEvent, WorkerNotice,
 };
 
 pub use nodes::app;
@@ -18,6 +21,9 @@ pub use watch::run;
 
 /// The variable by which processes started by this program, and what they start, are found again.
 pub const TOKEN: &str = "HANDBELL_TEST_TOKEN";
+
+/// How long the node `slow_to_build` takes to be built, in milliseconds.
+pub const BUILD_MS: &str = "HANDBELL_TEST_BUILD_MS";
 
 /// What this program's processes carry.
 pub fn token() -> String {
@@ -113,6 +119,41 @@ pub fn failure(error: impl Into<handbell::CallError>, category: Category) -> Fai
 /// The cause of a transport failure.
 pub fn transport(error: impl Into<handbell::CallError>) -> Cause {
     failure(error, Category::Transport).cause()
+}
+
+/// What an engine tells of its workers.
+#[derive(Clone, Default)]
+pub struct Notices(Arc<Mutex<Vec<WorkerNotice>>>);
+
+impl Notices {
+    /// For `on_worker_event`.
+    pub fn listener(&self) -> impl Fn(&WorkerNotice) + Send + Sync + 'static {
+        let notices = Arc::clone(&self.0);
+        move |notice| notices.lock().unwrap().push(notice.clone())
+    }
+
+    pub fn all(&self) -> Vec<WorkerNotice> {
+        self.0.lock().unwrap().clone()
+    }
+
+    pub fn events(&self) -> Vec<WorkerEvent> {
+        self.all().into_iter().map(|notice| notice.event).collect()
+    }
+
+    /// What was told of the worker with this process number.
+    pub fn events_of(&self, pid: i32) -> Vec<WorkerEvent> {
+        let own = self.all().into_iter().filter(|notice| notice.pid == pid);
+        own.map(|notice| notice.event).collect()
+    }
+
+    pub fn has(&self, event: &WorkerEvent) -> bool {
+        self.events().contains(event)
+    }
+}
+
+/// A number from a variable, for longer runs than the usual one.
+pub fn number_from(variable: &str, usual: u64) -> u64 {
+    std::env::var(variable).map_or(usual, |value| value.parse().expect("a number"))
 }
 
 /// Looks until `is_so`; the watchdog ends what never becomes so.

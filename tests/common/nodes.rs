@@ -19,6 +19,10 @@ pub fn app() -> App {
             std::thread::sleep(Duration::from_millis(number(request)));
             Ok(output.reply(request.payload())?)
         })
+        .node("dawdle", |_, output| {
+            std::thread::sleep(Duration::from_millis(100));
+            Ok(output.reply(b"done")?)
+        })
         .node("stuck", |_, _| {
             loop {
                 std::thread::park();
@@ -50,6 +54,12 @@ pub fn app() -> App {
     let app = sized(app);
     chain(app)
         .nodes_with(["count", "counted"], || Counter(0))
+        .node_with("tally", || Ok(Tally(Vec::new())))
+        .node("burst_and_sleep", |request, output| {
+            request.payload().iter().try_for_each(|byte| output.emit(&[*byte]))?;
+            std::thread::sleep(Duration::from_millis(300));
+            Ok(())
+        })
         .nodes_with(["until_cancelled", "cancelled_seen"], || Cancelled(0))
         .node_with("unbuildable", || Err::<Counter, _>(BuildError::new("no model file canary-4111")))
         .node_with("exit_in_factory", || -> std::result::Result<Counter, BuildError> {
@@ -79,11 +89,15 @@ fn dying(app: App) -> App {
             }
         }
     };
-    app.node("panic", |request, _| panic!("{}", text(request).escape_default().take(40).collect::<String>()))
-        .node("abort", |_, _| std::process::abort())
-        .node("exit", |request, _| std::process::exit(number(request) as i32))
-        .node("segv", signal(Signal::SEGV))
-        .node("kill_self", signal(Signal::KILL))
+    app.node_with("slow_to_build", || {
+        std::thread::sleep(Duration::from_millis(super::number_from(super::BUILD_MS, 0)));
+        Ok(|_: &Request<'_>, output: &mut Output<'_>| Ok(output.reply(b"built")?))
+    })
+    .node("panic", |request, _| panic!("{}", text(request).escape_default().take(40).collect::<String>()))
+    .node("abort", |_, _| std::process::abort())
+    .node("exit", |request, _| std::process::exit(number(request) as i32))
+    .node("segv", signal(Signal::SEGV))
+    .node("kill_self", signal(Signal::KILL))
 }
 
 /// Replies of a wanted size.
@@ -98,6 +112,13 @@ fn sized(app: App) -> App {
     })
     .nodes_with(["checked", "changed"], || Checked(0))
     .nodes_with(["guarded", "refused"], || Guarded(0))
+    .node("gush", |_, output| gush(output))
+    .node("gush_and_stay", |_, output| {
+        let _ = gush(output);
+        loop {
+            std::thread::park();
+        }
+    })
     .node("burst", |request, output| request.payload().iter().try_for_each(|byte| Ok(output.emit(&[*byte])?)))
 }
 
@@ -106,6 +127,13 @@ fn chain(app: App) -> App {
     app.node("first", |request, output| Ok(output.emit(&[request.payload(), b"1"].concat())?))
         .node("second", |request, output| Ok(output.emit(&[request.payload(), b"2"].concat())?))
         .node("third", |request, output| Ok(output.emit(&[request.payload(), b"3"].concat())?))
+}
+
+/// Says something until there is no room for it, which there never is if nobody reads.
+fn gush(output: &mut Output<'_>) -> Result {
+    loop {
+        output.reply(b"more")?;
+    }
 }
 
 fn identity(request: &Request<'_>, output: &mut Output<'_>) -> Result {
@@ -125,6 +153,21 @@ fn print(request: &Request<'_>, output: &mut Output<'_>) -> Result {
 fn grandchild(_: &Request<'_>, output: &mut Output<'_>) -> Result {
     let child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn();
     Ok(output.reply(&child.expect("sleep starts").id().to_le_bytes())?)
+}
+
+/// Keeps what it is given, and replies it all to a question.
+struct Tally(Vec<u8>);
+
+impl Node for Tally {
+    fn handle(&mut self, request: &Request<'_>, output: &mut Output<'_>) -> Result {
+        match request.payload() {
+            b"?" => Ok(output.reply(&self.0)?),
+            bytes => {
+                self.0.extend_from_slice(bytes);
+                Ok(())
+            }
+        }
+    }
 }
 
 /// `count` counts its calls; `counted` only tells.

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
 
-/// A program that runs longer hangs, unless `HANDBELL_TEST_LIMIT_S` says otherwise.
+/// A program that runs longer hangs; in seconds.
 const LIMIT_S: u64 = 120;
+/// For longer runs than the usual one: another limit, in seconds.
+const LIMIT: &str = "HANDBELL_TEST_LIMIT_S";
 
 static DOING: Mutex<BTreeMap<u64, String>> = Mutex::new(BTreeMap::new());
 
@@ -64,8 +66,7 @@ pub fn run(tests: Vec<(&'static str, fn())>) -> ! {
 }
 
 fn watchdog() {
-    let stated = std::env::var("HANDBELL_TEST_LIMIT_S").ok().and_then(|limit| limit.parse().ok());
-    thread::sleep(Duration::from_secs(stated.unwrap_or(LIMIT_S)));
+    thread::sleep(Duration::from_secs(super::number_from(LIMIT, LIMIT_S)));
     let mut dump = format!("the program hangs; doing: {:#?}\n", doings().values().collect::<Vec<_>>());
     for task in entries("/proc/self/task") {
         let read =
@@ -82,6 +83,11 @@ fn watchdog() {
     }
     eprintln!("{dump}");
     std::process::abort();
+}
+
+/// How many descriptors this process has open.
+pub fn descriptors() -> usize {
+    entries("/proc/self/fd").len()
 }
 
 fn entries(path: &str) -> Vec<String> {
@@ -102,17 +108,17 @@ pub fn state_of(pid: i32) -> Option<char> {
     stat(&pid.to_string()).map(|(state, ..)| state)
 }
 
-/// Children of this process, zombies included.
-fn children() -> Vec<(String, String)> {
+/// Children of this process with their state, zombies included.
+pub fn children() -> Vec<(String, String)> {
     let own = std::process::id() as i32;
     let all = entries("/proc").into_iter().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
     all.filter_map(|pid| stat(&pid).filter(|(_, parent, _)| *parent == own).map(|(.., stat)| (pid, stat)))
         .collect()
 }
 
-/// Processes that carry this program's token: workers and what they started.
-fn marked() -> Vec<String> {
-    let token = format!("{}={}", super::TOKEN, super::token());
+/// Processes that carry this token, but for zombies: workers and what they started.
+pub fn marked(token: &str) -> Vec<String> {
+    let token = format!("{}={token}", super::TOKEN);
     let has_token = |pid: &String| {
         let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         environ.split(|byte| *byte == 0).any(|variable| variable == token.as_bytes())
@@ -157,7 +163,7 @@ impl Traces {
 
     fn left_now(&self) -> Vec<String> {
         let mut left: Vec<String> = children().into_iter().map(|(_, stat)| format!("child {stat}")).collect();
-        left.extend(marked().into_iter().map(|pid| format!("process {pid}")));
+        left.extend(marked(&super::token()).into_iter().map(|pid| format!("process {pid}")));
         let now = Self::look();
         if now.descriptors.len() > self.descriptors.len() {
             let new = now.descriptors.iter().filter(|open| !self.descriptors.contains(open));

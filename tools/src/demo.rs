@@ -7,24 +7,26 @@
 //! however it ends.
 
 use std::io::Write;
+use std::rc::Rc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use handbell::{App, Profile};
+use handbell::{App, Profile, Waiting};
 
 use crate::exit::{Exit, Problem};
-use crate::input::{self, Event, Source};
+use crate::input::{self, Batch, Event, Source};
 use crate::load_limits::Options;
 use crate::load_limits::policy::Rules;
 use crate::output::{Sink, write_problem};
-use crate::side::{Manner, Side};
+use crate::side::{Latency, Manner, Side};
+use crate::stream::Stream;
 use crate::summary::{SideSummary, Summary};
 
 /// Lines kept for the hand-offs one at a time, and how many of those are made.
 const KEPT_LINES: usize = 256;
 const KEPT_LINE_BYTES: usize = 4096;
-const ALONE: usize = 2000;
+const ALONE: usize = 1000;
 
 /// How to run the demonstration.
 #[derive(Args, Debug)]
@@ -49,6 +51,12 @@ pub struct DemoArgs {
     /// Say in each declined reply why
     #[arg(long)]
     reasons: bool,
+    /// Processes that parse lines; the groups behind have one each
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    ingress_processes: u16,
+    /// How engine and workers wait for each other
+    #[arg(long, default_value = "adaptive")]
+    waiting: WaitingArg,
     /// Lines in flight; replies are written in input order whatever it is
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=4096))]
     window: u16,
@@ -66,7 +74,7 @@ pub struct DemoArgs {
 enum ProfileArg {
     /// In this process
     Memory,
-    /// In a supervised child process
+    /// In supervised child processes
     #[value(name = "process_supervisor")]
     ProcessSupervisor,
 }
@@ -79,7 +87,37 @@ enum RulesArg {
     Experiment,
 }
 
+#[derive(ValueEnum, Clone, Copy, Debug)]
+enum WaitingArg {
+    /// Look without end
+    Spin,
+    /// Look for a moment, then sleep
+    Adaptive,
+    /// Sleep at once
+    Block,
+}
+
+impl From<WaitingArg> for Waiting {
+    fn from(waiting: WaitingArg) -> Self {
+        match waiting {
+            WaitingArg::Spin => Self::Spin,
+            WaitingArg::Adaptive => Self::Adaptive,
+            WaitingArg::Block => Self::Block,
+        }
+    }
+}
+
 impl DemoArgs {
+    fn manner(&self) -> Manner {
+        Manner {
+            options: self.options(),
+            ingress: self.ingress_processes.into(),
+            window: self.window.into(),
+            deadline: Duration::from_millis(self.deadline_ms.into()),
+            waiting: self.waiting.into(),
+        }
+    }
+
     fn options(&self) -> Options {
         let rules = match self.rules {
             RulesArg::Baseline => Rules::Baseline,
@@ -100,16 +138,16 @@ impl DemoArgs {
 
 /// Runs the demonstration and prints its summary.
 pub fn run(app: &App, args: &DemoArgs) -> Exit {
-    let mut demo = match Demo::start(app, args) {
-        Ok(demo) => demo,
+    let (source, sink, sides) = match open(app, args) {
+        Ok(opened) => opened,
         Err(problem) => return problem.tell(),
     };
+    let input = source.name.clone();
     // Told before the engines are stopped: who waits for the message need not wait for a stop.
-    let alone = match demo.stream().and_then(|()| demo.alone()) {
-        Ok(alone) => alone,
+    let summary = match decide(source, sink, &sides) {
+        Ok((streamed, alone)) => finish(args, input, streamed, alone, sides),
         Err(problem) => return problem.tell(),
     };
-    let summary = demo.finish(args, alone);
     if let Err(problem) = show(&summary, args) {
         return problem.tell();
     }
@@ -119,6 +157,53 @@ pub fn run(app: &App, args: &DemoArgs) -> Exit {
     };
     // The JSON object says it already, and stands alone.
     if args.json { problem.exit } else { problem.tell() }
+}
+
+type Opened = (Source, Option<Sink>, Vec<Side>);
+
+fn open(app: &App, args: &DemoArgs) -> Result<Opened, Problem> {
+    let source = Source::open(args.input.as_deref())?;
+    let sink = args.output.as_deref().map(|name| Sink::open(name, source.metadata.as_ref())).transpose()?;
+    let start = |profile: &Profile| Side::start(app, *profile, args.manner());
+    let sides = args.profiles().iter().map(start).collect::<Result<Vec<_>, _>>()?;
+    Ok((source, sink, sides))
+}
+
+/// Decides all lines; then reads each ledger, and measures lines one at a time.
+fn decide(
+    source: Source,
+    sink: Option<Sink>,
+    sides: &[Side],
+) -> Result<(Streamed, Vec<SideSummary>), Problem> {
+    let streamed = Demo::start(source, sink, sides)?.stream()?;
+    let measure = |(side, stream): (&Side, &Latency)| -> Result<_, Problem> {
+        let ledger = side.ledger();
+        let alone = side.alone(&streamed.kept, ALONE)?;
+        Ok(SideSummary::new(side, ledger, stream, &alone))
+    };
+    let summaries = sides.iter().zip(&streamed.latencies).map(measure).collect::<Result<_, _>>()?;
+    Ok((streamed, summaries))
+}
+
+/// Stops the engines.
+fn finish(
+    args: &DemoArgs,
+    input: String,
+    streamed: Streamed,
+    mut summaries: Vec<SideSummary>,
+    sides: Vec<Side>,
+) -> Summary {
+    for (side, summary) in sides.into_iter().zip(&mut summaries) {
+        summary.stops = side.stop().workers;
+    }
+    Summary {
+        manner: args.manner(),
+        input,
+        output: args.output.clone(),
+        tally: streamed.tally,
+        took: streamed.took,
+        sides: summaries,
+    }
 }
 
 fn show(summary: &Summary, args: &DemoArgs) -> Result<(), Problem> {
@@ -169,60 +254,65 @@ impl Tally {
         self.reply_bytes += reply.len() as u64;
         if other.is_some_and(|other| other != reply) {
             self.different += 1;
-            self.first_different.get_or_insert(self.accepted + self.declined);
+            self.first_different.get_or_insert(self.decided());
         }
+    }
+
+    /// Lines whose replies have been counted.
+    fn decided(&self) -> u64 {
+        self.accepted + self.declined
     }
 }
 
-struct Demo {
+/// A run that is over.
+struct Streamed {
+    tally: Tally,
+    /// Some lines of the input.
+    kept: Vec<Vec<u8>>,
+    took: Duration,
+    /// Of each side.
+    latencies: Vec<Latency>,
+}
+
+struct Demo<'s> {
     events: Receiver<Event>,
     input: String,
     sink: Option<Sink>,
-    window: usize,
-    sides: Vec<Side>,
+    sides: &'s [Side],
+    /// Of each side. All stand at the same line after each step.
+    streams: Vec<Stream<'s>>,
     tally: Tally,
     kept: Vec<Vec<u8>>,
-    took: Duration,
 }
 
-impl Demo {
-    fn start(app: &App, args: &DemoArgs) -> Result<Self, Problem> {
-        let source = Source::open(args.input.as_deref())?;
-        let sink =
-            args.output.as_deref().map(|name| Sink::open(name, source.metadata.as_ref())).transpose()?;
-        let window = usize::from(args.window);
-        let deadline = Duration::from_millis(args.deadline_ms.into());
-        let manner = Manner { options: args.options(), window, deadline };
-        let start = |profile: &Profile| Side::start(app, *profile, manner);
-        let sides = args.profiles().iter().map(start).collect::<Result<Vec<_>, _>>()?;
-        let worker_pid = sides.iter().find_map(|side| side.engine_summary().worker_pids.first().copied());
+impl<'s> Demo<'s> {
+    fn start(source: Source, sink: Option<Sink>, sides: &'s [Side]) -> Result<Self, Problem> {
+        let streams = sides.iter().map(Stream::start).collect::<Result<Vec<_>, _>>()?;
+        let workers: Vec<i32> =
+            sides.iter().flat_map(|side| side.engine().summary().worker_pids.clone()).collect();
         let input = source.name.clone();
-        let events = input::follow(source, worker_pid).map_err(|error| Problem {
+        let events = input::follow(source, &workers).map_err(|error| Problem {
             exit: Exit::Start,
             message: format!("start refused: no thread for the input ({error})"),
         })?;
-        let (tally, kept) = (Tally::default(), Vec::new());
-        Ok(Self { events, input, sink, window, sides, tally, kept, took: Duration::ZERO })
+        Ok(Self { events, input, sink, sides, streams, tally: Tally::default(), kept: Vec::new() })
     }
 
     /// Decides all lines, and writes what is decided even if the rest cannot be.
-    fn stream(&mut self) -> Result<(), Problem> {
+    fn stream(mut self) -> Result<Streamed, Problem> {
         let begin = Instant::now();
         let decided = self.feed();
         let written = self.flush();
-        self.took = begin.elapsed();
-        decided.and(written)
+        let took = begin.elapsed();
+        decided.and(written)?;
+        let latencies = self.streams.into_iter().map(Stream::finish).collect();
+        Ok(Streamed { tally: self.tally, kept: self.kept, took, latencies })
     }
 
     fn feed(&mut self) -> Result<(), Problem> {
         loop {
             match self.next_event()? {
-                Event::Lines(batch) => {
-                    self.tally.input_bytes += batch.input_bytes;
-                    for line in batch.lines() {
-                        self.line(line)?;
-                    }
-                }
+                Event::Lines(batch) => self.decide(batch)?,
                 Event::End => return self.take_all(),
                 Event::Unreadable(error) => {
                     self.take_all()?;
@@ -251,28 +341,29 @@ impl Demo {
         }
     }
 
-    fn in_flight(&self) -> usize {
-        self.sides.first().map_or(0, Side::in_flight)
+    /// Lines handed in whose replies have not been taken.
+    fn in_flight(&self) -> u64 {
+        self.tally.lines - self.tally.decided()
     }
 
-    fn line(&mut self, line: Option<&[u8]>) -> Result<(), Problem> {
-        self.tally.lines += 1;
-        match line {
-            None => self.tally.too_long += 1,
-            Some(line) if self.kept.len() < KEPT_LINES && line.len() <= KEPT_LINE_BYTES => {
-                self.kept.push(line.to_vec());
-            }
-            Some(_) => {}
-        }
-        if self.in_flight() == self.window {
+    /// Sends the lines of a batch; the window stays full from one to the next.
+    fn decide(&mut self, batch: Batch) -> Result<(), Problem> {
+        self.note(&batch);
+        let batch = Rc::new(batch);
+        self.streams.iter_mut().for_each(|stream| stream.hand_in(Rc::clone(&batch)));
+        while self.streams.iter().any(Stream::has_unsent) {
             self.take_oldest()?;
         }
-        for side in 0..self.sides.len() {
-            while !self.sides[side].send(line)? {
-                self.take_oldest()?;
-            }
-        }
         Ok(())
+    }
+
+    fn note(&mut self, batch: &Batch) {
+        self.tally.input_bytes += batch.input_bytes;
+        self.tally.lines += batch.len() as u64;
+        self.tally.too_long += batch.lines().filter(Option::is_none).count() as u64;
+        let room = KEPT_LINES - self.kept.len();
+        let short = batch.lines().flatten().filter(|line| line.len() <= KEPT_LINE_BYTES);
+        self.kept.extend(short.take(room).map(<[u8]>::to_vec));
     }
 
     fn take_all(&mut self) -> Result<(), Problem> {
@@ -284,10 +375,10 @@ impl Demo {
 
     /// Takes the oldest line's replies, compares and counts them, and writes the first profile's.
     fn take_oldest(&mut self) -> Result<(), Problem> {
-        let mut sides = self.sides.iter_mut();
-        let Some(first) = sides.next() else { return Ok(()) };
+        let mut streams = self.streams.iter_mut();
+        let Some(first) = streams.next() else { return Ok(()) };
         let reply = first.take_oldest()?;
-        let other = sides.next().map(Side::take_oldest).transpose()?;
+        let other = streams.next().map(Stream::take_oldest).transpose()?;
         self.tally.count(reply, other);
         if let Some(sink) = &mut self.sink {
             sink.writer.write_all(reply).map_err(|error| sink.problem(&error))?;
@@ -299,32 +390,6 @@ impl Demo {
         match &mut self.sink {
             Some(sink) => sink.writer.flush().map_err(|error| sink.problem(&error)),
             None => Ok(()),
-        }
-    }
-
-    /// Measures hand-offs one at a time, after the run, and reads each ledger before that.
-    fn alone(&self) -> Result<Vec<SideSummary>, Problem> {
-        let measure = |side: &Side| {
-            let ledger = side.ledger();
-            let alone = side.alone(&self.kept, ALONE)?;
-            Ok(SideSummary::new(side, ledger, &alone))
-        };
-        self.sides.iter().map(measure).collect()
-    }
-
-    fn finish(self, args: &DemoArgs, mut sides: Vec<SideSummary>) -> Summary {
-        for (side, summary) in self.sides.into_iter().zip(&mut sides) {
-            summary.stops = side.stop().workers;
-        }
-        Summary {
-            options: args.options(),
-            input: self.input,
-            output: args.output.clone(),
-            window: self.window,
-            deadline_ms: args.deadline_ms,
-            tally: self.tally,
-            took: self.took,
-            sides,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The input as a stream of lines, read by a thread of its own.
 //!
 //! Owns: the cutting into lines, and the bound on what is held of them. Who decides lines learns through one
-//! channel what comes next: lines, the end, or that the worker has died while there was nothing to do.
+//! channel what comes next: lines, the end, or that a worker has died while there was nothing to do.
 //!
 //! A line longer than [`LINE_BYTES_MAX`] is never held: it is known as one line that is too long, and skipped
 //! up to its newline.
@@ -9,11 +9,12 @@
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 
 use crate::exit::{Exit, Problem};
 
@@ -23,6 +24,8 @@ pub const LINE_BYTES_MAX: usize = 4 << 20;
 const READ_BYTES: usize = 64 << 10;
 /// Batches that may wait: what is read ahead is bounded.
 const BATCHES: usize = 4;
+/// How often the watch asks whether a dead worker has been reaped.
+const REAP_LOOK: Duration = Duration::from_millis(1);
 
 const SAMPLE: &[u8] = include_bytes!("../samples/load_limits.ndjson");
 
@@ -71,7 +74,7 @@ pub enum Event {
     End,
     /// The input cannot be read further.
     Unreadable(io::Error),
-    /// The worker has died.
+    /// A worker has died, and its engine knows.
     WorkerEnded,
 }
 
@@ -86,6 +89,25 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// How many lines.
+    pub fn len(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// Where the line of this number is, without its newline; none if it is too long.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such line.
+    pub fn range(&self, line: usize) -> Option<Range<usize>> {
+        self.lines[line].clone()
+    }
+
+    /// What is there.
+    pub fn bytes(&self, range: Range<usize>) -> &[u8] {
+        &self.bytes[range]
+    }
+
     /// The lines without their newlines; none for one that is too long.
     pub fn lines(&self) -> impl Iterator<Item = Option<&[u8]>> {
         self.lines.iter().map(|line| line.clone().map(|range| &self.bytes[range]))
@@ -142,16 +164,12 @@ impl Cutter {
     }
 }
 
-/// Starts reading `source` and watching the worker `pid`.
-pub fn follow(source: Source, worker_pid: Option<i32>) -> io::Result<Receiver<Event>> {
+/// Starts reading `source` and watching the workers.
+pub fn follow(source: Source, workers: &[i32]) -> io::Result<Receiver<Event>> {
     let (sender, events) = sync_channel(BATCHES);
-    if let Some(pid) = worker_pid {
-        let sender = sender.clone();
-        let watch = move || {
-            if watch(pid).is_ok() {
-                let _ = sender.send(Event::WorkerEnded);
-            }
-        };
+    if !workers.is_empty() {
+        let (workers, sender) = (workers.to_vec(), sender.clone());
+        let watch = move || watch(&workers, &sender);
         std::thread::Builder::new().name("demo-watch".into()).spawn(watch)?;
     }
     let mut reader = source.reader;
@@ -186,19 +204,38 @@ fn read_all(reader: &mut dyn Read, sender: &SyncSender<Event>) -> io::Result<()>
     }
 }
 
-/// Returns when the process has ended; without it, a death would show only with the next line.
-fn watch(pid: i32) -> io::Result<()> {
-    let Some(pid) = Pid::from_raw(pid) else { return Err(io::ErrorKind::InvalidInput.into()) };
-    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
-        Err(rustix::io::Errno::SRCH) => return Ok(()),
-        opened => opened?,
-    };
-    loop {
-        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None) {
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-            Ok(_) => return Ok(()),
+/// Tells of each worker that ends; without it, a death would show only with the next line.
+fn watch(workers: &[i32], sender: &SyncSender<Event>) {
+    let mut open = Vec::new();
+    for pid in workers.iter().filter_map(|pid| Pid::from_raw(*pid)) {
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(worker) => open.push(worker),
+            Err(rustix::io::Errno::SRCH) => drop(sender.send(Event::WorkerEnded)),
+            // Its death shows with the next line.
+            Err(_) => {}
         }
+    }
+    while !open.is_empty() {
+        let mut fds: Vec<PollFd<'_>> = open.iter().map(|worker| PollFd::new(worker, PollFlags::IN)).collect();
+        match poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) => return,
+            Ok(_) => {}
+        }
+        let Some(ended) = fds.iter().position(|fd| !fd.revents().is_empty()) else { continue };
+        let ended = open.swap_remove(ended);
+        wait_until_reaped(&ended);
+        if sender.send(Event::WorkerEnded).is_err() {
+            return;
+        }
+    }
+}
+
+/// An engine reaps a worker once it sends nothing more to it.
+fn wait_until_reaped(worker: &OwnedFd) {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+    while waitid(WaitId::PidFd(worker.as_fd()), options).is_ok() {
+        std::thread::sleep(REAP_LOOK);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The `handbell` command: `demo` runs the load-limits plan in a real child process, `generate` makes input
+//! The `handbell` command: `demo` runs the load-limits plan in real child processes, `generate` makes input
 //! for it.
 
 mod demo;
@@ -8,6 +8,7 @@ mod input;
 mod load_limits;
 mod output;
 mod side;
+mod stream;
 mod summary;
 
 use std::process::ExitCode;
@@ -17,7 +18,7 @@ use clap::{Parser, Subcommand};
 
 use exit::{Exit, Problem};
 
-/// Hands work to a supervised child process through shared memory, and shows what became of it
+/// Hands work to supervised child processes through shared memory, and shows what became of it
 #[derive(Parser, Debug)]
 #[command(name = "handbell", version, after_help = Exit::help())]
 struct Arguments {
@@ -27,7 +28,7 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Decide load limits line by line in a child process, and compare with the same in this process
+    /// Decide load limits line by line in child processes, and compare with the same in this process
     Demo(demo::DemoArgs),
     /// Write input for the demonstration
     Generate(generate::GenerateArgs),

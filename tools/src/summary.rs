@@ -3,27 +3,22 @@
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
-use handbell::{StopMode, WorkerStop};
+use handbell::{GroupSummary, StopMode, Waiting, WorkerStop};
 use serde_json::{Map, Value, json};
 
 use crate::demo::Tally;
 use crate::exit::{Exit, Problem};
-use crate::load_limits::Options;
 use crate::load_limits::policy::Rules;
-use crate::side::{Latency, Ledger, Side};
+use crate::side::{Latency, Ledger, Manner, Side};
 
 /// Everything that is shown of a run.
 pub struct Summary {
-    /// By which rules, and whether with reasons.
-    pub options: Options,
+    /// How lines were decided.
+    pub manner: Manner,
     /// Where the lines came from.
     pub input: String,
     /// Where the decisions went.
     pub output: Option<String>,
-    /// Lines in flight.
-    pub window: usize,
-    /// Of each line.
-    pub deadline_ms: u32,
     /// The lines.
     pub tally: Tally,
     /// The whole stream, waiting for its input included.
@@ -45,11 +40,11 @@ pub struct SideSummary {
 
 impl SideSummary {
     /// What is known before the engine is stopped.
-    pub fn new(side: &Side, ledger: Ledger, alone: &Latency) -> Self {
+    pub fn new(side: &Side, ledger: Ledger, stream: &Latency, alone: &Latency) -> Self {
         Self {
             profile: side.profile().name(),
-            started: side.engine_summary().clone(),
-            stream: Percentiles::of(side.latency()),
+            started: side.engine().summary().clone(),
+            stream: Percentiles::of(stream),
             alone: Percentiles::of(alone),
             ledger,
             stops: Vec::new(),
@@ -103,9 +98,17 @@ impl Summary {
     }
 
     fn rules(&self) -> &'static str {
-        match self.options.rules {
+        match self.manner.options.rules {
             Rules::Baseline => "baseline",
             Rules::Experiment => "experiment",
+        }
+    }
+
+    fn waiting(&self) -> &'static str {
+        match self.manner.waiting {
+            Waiting::Spin => "spin",
+            Waiting::Adaptive => "adaptive",
+            Waiting::Block => "block",
         }
     }
 
@@ -119,11 +122,13 @@ impl Summary {
         let tally = &self.tally;
         json!({
             "rules": self.rules(),
-            "reasons": self.options.reasons,
+            "reasons": self.manner.options.reasons,
             "input": self.input,
             "output": self.output,
-            "window": self.window,
-            "deadline_ms": self.deadline_ms,
+            "ingress_processes": self.manner.ingress,
+            "waiting": self.waiting(),
+            "window": self.manner.window,
+            "deadline_ms": self.manner.deadline.as_millis() as u64,
             "engine_pid": std::process::id(),
             "lines": tally.lines,
             "input_bytes": tally.input_bytes,
@@ -149,13 +154,18 @@ impl Summary {
         };
         let tally = &self.tally;
         if let Some(side) = self.sides.first() {
-            let groups: Vec<&str> = side.started.groups.iter().map(|group| group.name.as_str()).collect();
-            let plan = format!("{}: {}", groups.join(", "), side.started.nodes.join(" → "));
-            row("plan", &plan);
+            let groups = side.started.groups.iter();
+            let plan: Vec<String> =
+                groups.map(|group| format!("{} ({})", group.name, group.nodes.join(" → "))).collect();
+            row("plan", &plan.join(" → "));
         }
-        row("engine", &format!("pid {}", std::process::id()));
+        row("engine", &format!("pid {}, waiting {}", std::process::id(), self.waiting()));
         for side in &self.sides {
             row("profile", &side.place());
+            for group in &side.started.groups {
+                row("", &side.group(group));
+            }
+            row("", &side.hops());
         }
         let too_long = match tally.too_long {
             0 => String::new(),
@@ -196,7 +206,7 @@ impl Summary {
         let heads = ["p50", "p99", "p99.9", "max"].map(|head| format!("{head:>11}")).concat();
         let _ = writeln!(text, "\n{:<34}{heads}", "hand-off to reply taken, µs");
         for side in &self.sides {
-            let window = format!("window {}", self.window);
+            let window = format!("window {}", self.manner.window);
             for (name, figures) in [(window.as_str(), side.stream), ("one at a time", side.alone)] {
                 let name = format!("{}, {name}", side.profile);
                 let figures = figures.map_or(format!("{:>11}", "none"), |found| {
@@ -206,7 +216,7 @@ impl Summary {
                 let _ = writeln!(text, "  {name:<32}{figures}");
             }
         }
-        if self.window > 1 {
+        if self.manner.window > 1 {
             let _ =
                 writeln!(text, "  (with a window, time in the queue behind the lines before is included)");
         }
@@ -235,24 +245,58 @@ impl Summary {
 impl SideSummary {
     fn place(&self) -> String {
         if self.started.worker_pids.is_empty() {
-            return format!("{}, in the engine's process", self.profile);
+            return format!("{}, all in the engine's process", self.profile);
         }
-        let pids: Vec<String> = self.started.worker_pids.iter().map(i32::to_string).collect();
         let mapped = grouped(self.started.mapped_bytes as u64);
-        let ended: String = self.stops.iter().map(|stop| format!(", stopped: {}", mode(stop.mode))).collect();
-        format!("{}, worker pid {}, {mapped} bytes shared{ended}", self.profile, pids.join(", "))
+        format!("{}, {mapped} bytes shared in {} lanes", self.profile, self.started.worker_pids.len())
+    }
+
+    fn group(&self, group: &GroupSummary) -> String {
+        let name = format!("{:<9}", group.name);
+        if group.worker_pids.is_empty() {
+            let states = if group.processes == 1 { "state" } else { "states" };
+            return format!("{name}{} {states}", group.processes);
+        }
+        let worker = |pid: &i32| match self.stops.iter().find(|stop| stop.pid == *pid) {
+            Some(stop) => format!("{pid} (stopped: {})", mode(stop.mode)),
+            None => pid.to_string(),
+        };
+        let workers: Vec<String> = group.worker_pids.iter().map(worker).collect();
+        let pids = if workers.len() == 1 { "worker pid" } else { "worker pids" };
+        format!("{name}{pids} {}", workers.join(", "))
+    }
+
+    /// Crossings into groups.
+    fn hops(&self) -> String {
+        let counters = &self.ledger.counters;
+        let (registered, forwarded) = (counters.registered, counters.forwarded);
+        let all = grouped(registered + forwarded);
+        format!(
+            "{:<9}{all}: {} from the caller, {} from group to group",
+            "hops",
+            grouped(registered),
+            grouped(forwarded)
+        )
     }
 
     fn json(&self) -> Value {
         let counters: Map<String, Value> =
             self.ledger.counters.rows().map(|(name, count)| (name.to_owned(), count.into())).collect();
+        let group = |group: &GroupSummary| {
+            json!({
+                "name": group.name,
+                "nodes": group.nodes,
+                "processes": group.processes,
+                "worker_pids": group.worker_pids,
+            })
+        };
         let stop = |stop: &WorkerStop| json!({"pid": stop.pid, "group": stop.group, "mode": mode(stop.mode)});
+        let (registered, forwarded) = (self.ledger.counters.registered, self.ledger.counters.forwarded);
         json!({
             "profile": self.profile,
-            "groups": self.started.groups.iter().map(|group| &group.name).collect::<Vec<_>>(),
-            "nodes": self.started.nodes,
-            "worker_pids": self.started.worker_pids,
+            "groups": self.started.groups.iter().map(group).collect::<Vec<_>>(),
             "mapped_bytes": self.started.mapped_bytes,
+            "hops": {"from_caller": registered, "from_group_to_group": forwarded},
             "handoff": self.stream.map(Percentiles::json),
             "handoff_one_at_a_time": self.alone.map(Percentiles::json),
             "counters": counters,
@@ -286,6 +330,7 @@ fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load_limits::Options;
 
     #[test]
     fn numbers_are_grouped() {
@@ -295,11 +340,15 @@ mod tests {
 
     fn summary(tally: Tally) -> Summary {
         Summary {
-            options: Options { rules: Rules::Baseline, reasons: false },
+            manner: Manner {
+                options: Options { rules: Rules::Baseline, reasons: false },
+                ingress: 1,
+                window: 1,
+                deadline: Duration::from_secs(5),
+                waiting: Waiting::Adaptive,
+            },
             input: "bundled sample".into(),
             output: None,
-            window: 1,
-            deadline_ms: 5000,
             tally,
             took: Duration::ZERO,
             sides: Vec::new(),

@@ -1,121 +1,40 @@
-//! The `handbell` command, run as a user runs it: what it decides, and how it ends when something is wrong.
+//! What the `handbell` command decides and prints, run as a user runs it.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+mod common;
+use common::{Folder, GROUPS, SAMPLE, decisions, run, text, watched};
 
-const HANDBELL: &str = env!("CARGO_BIN_EXE_handbell");
-const SAMPLE: &[u8] = include_bytes!("../samples/load_limits.ndjson");
-const TRANSPORT: &str = "remote handoff transport failed for group 'load-limits'\n";
 const PROFILES: [&str; 2] = ["memory", "process_supervisor"];
 
-/// Runs a test, and ends the whole program with a word about it if that hangs.
-fn watched(name: &'static str, test: impl FnOnce()) {
-    let (done, ended) = channel::<()>();
-    std::thread::spawn(move || {
-        if ended.recv_timeout(Duration::from_secs(120)) == Err(RecvTimeoutError::Timeout) {
-            // Not `eprintln!`: what that prints is kept for the end of the test, which never comes.
-            let mut dump = std::io::stderr();
-            let _ = writeln!(dump, "{name} hangs; processes:");
-            for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-                let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
-                if status.starts_with("Name:\thandbell") {
-                    let wchan = fs::read_to_string(entry.path().join("wchan")).unwrap_or_default();
-                    let _ = writeln!(dump, "{} in {wchan}\n{status}", entry.path().display());
-                }
-            }
-            std::process::abort();
-        }
-    });
-    test();
-    drop(done);
-}
+/// Windows with numbers of ingress processes: each value of both occurs.
+const SOME: [(&str, &str); 3] = [("1", "1"), ("16", "2"), ("512", "3")];
+const RULES: [&str; 2] = ["baseline", "experiment"];
 
-/// A folder of one test's own, gone with it.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).expect("the folder can be made");
-        Self(path)
-    }
-
-    fn file(&self, name: &str, content: &[u8]) -> String {
-        let path = self.path(name);
-        fs::write(&path, content).expect("the file can be written");
-        path
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).to_str().expect("the path is text").to_owned()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-fn handbell(args: &[&str]) -> Command {
-    let mut command = Command::new(HANDBELL);
-    command.args(args).stdin(Stdio::null());
-    command
-}
-
-fn run(args: &[&str]) -> Output {
-    handbell(args).output().expect("the command starts")
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).expect("text")
-}
-
-/// Ended with this code, said exactly one line that holds all of these words, and nothing else.
+/// What the memory profile decides is what workers decide in all these manners, one reply per line.
 #[track_caller]
-fn refused(output: &Output, code: i32, words: &[&str]) {
-    let stderr = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{stderr}");
-    assert!(stderr.ends_with('\n') && stderr.lines().count() == 1, "{stderr}");
-    assert!(!stderr.contains("panicked") && words.iter().all(|word| stderr.contains(word)), "{stderr}");
-    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+fn same_bytes(input: &str, lines: usize, manners: &[(&str, &str)], more: &[&str]) -> Vec<u8> {
+    let expected = decisions(input, &[&["--profile", "memory", "--window", "1"], more].concat());
+    assert_eq!(expected.iter().filter(|byte| **byte == b'\n').count(), lines);
+    assert!(expected.is_empty() || expected.ends_with(b"}\n"));
+    for (window, ingress) in manners {
+        // Writes what the workers decide, and compares it with the memory profile once more.
+        let both = [&["--window", window, "--ingress-processes", ingress], more].concat();
+        assert!(decisions(input, &both) == expected, "{both:?}");
+    }
+    for profile in PROFILES {
+        let one = [&["--profile", profile, "--ingress-processes", "2"], more].concat();
+        assert!(decisions(input, &one) == expected, "{one:?}");
+    }
+    expected
 }
 
-/// The decisions on `input`, on standard output.
-#[track_caller]
-fn decisions(input: &str, more: &[&str]) -> Vec<u8> {
-    let output = run(&[&["demo", "--input", input, "--output", "-"], more].concat());
-    assert!(output.status.success(), "{:?} {}", output.status, text(&output.stderr));
-    output.stdout
-}
-
-/// Every profile, rule and window gives the same bytes, one reply per line; returns those with reasons.
+/// The same under all rules, with and without reasons; returns the decisions of the experiment with reasons.
 #[track_caller]
 fn identical(input: &str, lines: usize) -> Vec<u8> {
-    let mut with_reasons = Vec::new();
-    for rules in ["baseline", "experiment"] {
-        let expected = decisions(input, &["--profile", "memory", "--rules", rules, "--window", "1"]);
-        assert_eq!(expected.iter().filter(|byte| **byte == b'\n').count(), lines);
-        assert!(expected.is_empty() || expected.ends_with(b"}\n"));
-        for window in ["1", "16", "512"] {
-            let both = ["--rules", rules, "--window", window];
-            for profile in PROFILES {
-                let one = [&both[..], &["--profile", profile]].concat();
-                assert!(decisions(input, &one) == expected, "{profile} {rules} {window}");
-            }
-            assert!(decisions(input, &both) == expected, "both {rules} {window}");
-        }
-        with_reasons = decisions(input, &["--rules", rules, "--reasons"]);
-        assert_eq!(with_reasons.iter().filter(|byte| **byte == b'\n').count(), lines);
-    }
-    with_reasons
+    RULES.iter().for_each(|rules| drop(same_bytes(input, lines, &SOME, &["--rules", rules])));
+    same_bytes(input, lines, &SOME[1..], &["--rules", "baseline", "--reasons"]);
+    same_bytes(input, lines, &SOME[1..], &["--rules", "experiment", "--reasons"])
 }
 
 fn json_summary(stderr: &[u8]) -> serde_json::Value {
@@ -126,10 +45,18 @@ fn json_summary(stderr: &[u8]) -> serde_json::Value {
 // ---- what it decides ----
 
 #[test]
-fn parity_01_the_sample() {
-    watched("parity_01_the_sample", || {
+fn parity_01_the_sample_in_every_manner() {
+    watched("parity_01_the_sample_in_every_manner", || {
         let folder = Folder::new("sample");
-        let with_reasons = identical(&folder.file("in", SAMPLE), 1200);
+        let input = folder.file("in", SAMPLE);
+        let windows = ["1", "16", "512"].into_iter();
+        let all: Vec<_> =
+            windows.flat_map(|window| ["1", "2", "3"].map(|ingress| (window, ingress))).collect();
+        let mut with_reasons = Vec::new();
+        for rules in RULES {
+            same_bytes(&input, 1200, &all, &["--rules", rules]);
+            with_reasons = same_bytes(&input, 1200, &all, &["--rules", rules, "--reasons"]);
+        }
         for reason in ["PRIME_DAILY_GLOBAL_LIMIT", "WEEKLY_AMOUNT_LIMIT", "ID_DUPLICATE_REPLAY"] {
             assert!(text(&with_reasons).contains(reason), "{reason}");
         }
@@ -213,11 +140,11 @@ fn parity_01_generated_lines() {
     watched("parity_01_generated_lines", || {
         let folder = Folder::new("generated");
         let input = folder.path("in");
-        let made = run(&["generate", "--lines", "20000", "--seed", "11", "--output", &input]);
+        let made = run(&["generate", "--lines", "3000", "--seed", "11", "--output", &input]);
         assert!(made.status.success() && made.stdout.is_empty() && made.stderr.is_empty());
-        let again = run(&["generate", "--lines", "20000", "--seed", "11"]);
+        let again = run(&["generate", "--lines", "3000", "--seed", "11"]);
         assert!(again.stdout == fs::read(&input).expect("it was written"), "the same bytes again");
-        identical(&input, 20_000);
+        identical(&input, 3000);
     });
 }
 
@@ -260,12 +187,13 @@ fn the_summary_goes_where_decisions_do_not() {
         let plain = run(&["demo"]);
         assert!(plain.status.success() && plain.stderr.is_empty(), "{}", text(&plain.stderr));
         let shown = text(&plain.stdout);
-        for words in
-            ["parse → gate → features → evaluate → update → format", "worker pid", "p99.9", "lines/s"]
-        {
+        let plan = "ingress (parse) → policy (gate → features → evaluate → update) → egress (format)";
+        for words in [plan, "in 3 lanes", "policy   worker pid ", "2,400 from group to group", "lines/s"] {
             assert!(shown.contains(words), "{words}: {shown}");
         }
-        for words in ["balance", "registered", "accepted    682", "declined    518", "identical   yes"] {
+        for words in
+            ["p99.9", "balance", "registered", "accepted    682", "declined    518", "identical   yes"]
+        {
             assert!(shown.contains(words), "{words}: {shown}");
         }
 
@@ -282,7 +210,7 @@ fn the_summary_goes_where_decisions_do_not() {
 #[test]
 fn the_json_summary_is_one_object() {
     watched("the_json_summary_is_one_object", || {
-        let both = run(&["demo", "--json"]);
+        let both = run(&["demo", "--json", "--ingress-processes", "3"]);
         assert!(both.status.success() && both.stdout.is_empty());
         let summary = json_summary(&both.stderr);
         assert_eq!(summary["lines"], 1200);
@@ -295,239 +223,26 @@ fn the_json_summary_is_one_object() {
             assert_eq!(profile["balances"], true);
             assert_eq!(profile["in_flight"], 0);
             assert_eq!(profile["handoff"]["count"], 1200);
+            // Each line enters three groups, wherever they run.
+            assert_eq!(profile["counters"]["forwarded"], 2400);
+            assert_eq!(
+                profile["hops"],
+                serde_json::json!({"from_caller": 1200, "from_group_to_group": 2400})
+            );
         }
-        assert_ne!(profiles[0]["worker_pids"][0], summary["engine_pid"]);
+        let mut pids = vec![summary["engine_pid"].as_i64()];
+        for (name, processes) in GROUPS.into_iter().zip([3, 1, 1]) {
+            let groups = profiles[0]["groups"].as_array().expect("a list");
+            let group = groups.iter().find(|group| group["name"] == name).expect("the plan has it");
+            let workers = group["worker_pids"].as_array().expect("a list");
+            assert!(workers.len() == processes && group["processes"] == processes, "{group}");
+            pids.extend(workers.iter().map(serde_json::Value::as_i64));
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        assert!(pids.len() == 6 && pids[0].is_some(), "each a process of its own: {pids:?}");
         let one = run(&["demo", "--json", "--profile", "memory", "--output", "-", "--input", "/dev/null"]);
         let summary = json_summary(&one.stderr);
         assert!(one.stdout.is_empty() && summary["identical"].is_null() && summary["lines"] == 0);
-    });
-}
-
-// ---- how it ends ----
-
-#[test]
-fn gate_03_arguments() {
-    watched("gate_03_arguments", || {
-        refused(&run(&["demo", "--window", "0"]), 2, &["--window", "'0'", "1..=4096"]);
-        refused(&run(&["demo", "--window", "4097"]), 2, &["--window", "'4097'", "1..=4096"]);
-        refused(&run(&["demo", "--deadline-ms", "0"]), 2, &["--deadline-ms", "'0'", "1..="]);
-        refused(&run(&["demo", "--profile", "moon"]), 2, &["--profile", "'moon'", "process_supervisor"]);
-        refused(&run(&["demo", "--rules", "none"]), 2, &["--rules", "'none'", "experiment"]);
-        refused(&run(&["demo", "--loud"]), 2, &["--loud"]);
-        refused(&run(&["generate"]), 2, &["--lines"]);
-        for args in [&["--help"][..], &["demo", "--help"]] {
-            let help = run(args);
-            assert!(help.status.success() && text(&help.stdout).contains("10  the two profiles"));
-        }
-    });
-}
-
-#[test]
-fn gate_03_input_and_output() {
-    watched("gate_03_input_and_output", || {
-        let folder = Folder::new("files");
-        let missing = folder.path("missing");
-        refused(&run(&["demo", "--input", &missing]), 3, &["input = ", &missing, "must be a file"]);
-        let directory = folder.path("");
-        refused(&run(&["demo", "--input", &directory]), 3, &["input = ", &directory]);
-        refused(&run(&["demo", "--output", &directory]), 4, &["output = ", &directory]);
-        let nowhere = folder.path("missing/out");
-        refused(&run(&["demo", "--output", &nowhere]), 4, &["output = ", &nowhere]);
-        refused(&run(&["demo", "--output", "/dev/full"]), 4, &["output = /dev/full"]);
-        refused(&run(&["generate", "--lines", "9", "--output", "/dev/full"]), 4, &["output = /dev/full"]);
-        // A missing input costs no output, and an output never its own input.
-        let kept = folder.file("kept", SAMPLE);
-        refused(&run(&["demo", "--input", &missing, "--output", &kept]), 3, &["input = "]);
-        refused(&run(&["demo", "--input", &kept, "--output", &kept]), 4, &["must not be the input"]);
-        assert!(fs::read(&kept).expect("it is there") == SAMPLE);
-        fs::set_permissions(&kept, fs::Permissions::from_mode(0o000)).expect("it is ours");
-        if fs::read(&kept).is_err() {
-            refused(&run(&["demo", "--input", &kept]), 3, &["input = ", &kept]);
-            refused(&run(&["demo", "--output", &kept]), 4, &["output = ", &kept]);
-        }
-    });
-}
-
-#[test]
-fn gate_03_a_closed_pipe() {
-    watched("gate_03_a_closed_pipe", || {
-        for args in [&["demo"][..], &["demo", "--output", "-"], &["generate", "--lines", "9"], &["--help"]] {
-            let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
-            drop(reader);
-            let output = handbell(args).stdout(writer).stderr(Stdio::piped()).output();
-            refused(&output.expect("it starts"), 4, &["output = -", "pipe"]);
-        }
-    });
-}
-
-#[test]
-fn gate_03_a_refused_start() {
-    watched("gate_03_a_refused_start", || {
-        let script = "ulimit -n 12; exec \"$0\" demo --profile process_supervisor";
-        let output = Command::new("sh").args(["-c", script, HANDBELL]).output().expect("sh starts");
-        refused(&output, 5, &["start refused", "12"]);
-    });
-}
-
-/// A demo that is fed through a pipe and decides line by line.
-struct Fed {
-    child: Child,
-    stdin: Option<ChildStdin>,
-}
-
-impl Fed {
-    fn start(more: &[&str]) -> Self {
-        let args = [&["demo", "--input", "-", "--output", "-"], more].concat();
-        let mut command = handbell(&args);
-        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let mut child = child.expect("the command starts");
-        let stdin = child.stdin.take();
-        Self { child, stdin }
-    }
-
-    fn feed(&mut self, bytes: &[u8]) {
-        let stdin = self.stdin.as_mut().expect("the input is open");
-        stdin.write_all(bytes).and_then(|()| stdin.flush()).expect("the demo reads");
-    }
-
-    /// Reads replies to the fed lines: what is decided is written while the demo waits for more.
-    fn replies(&mut self, count: usize) -> Vec<u8> {
-        let stdout = self.child.stdout.as_mut().expect("captured");
-        let (mut replies, mut byte) = (Vec::new(), [0]);
-        while replies.iter().filter(|byte| **byte == b'\n').count() < count {
-            stdout.read_exact(&mut byte).expect("a reply comes");
-            replies.push(byte[0]);
-        }
-        replies
-    }
-
-    fn worker(&self) -> Pid {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
-        let children = tasks.flatten().map(|task| fs::read_to_string(task.path().join("children")));
-        let children: String = children.map(|children| children.unwrap_or_default()).collect();
-        let pids: Vec<i32> = children.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect();
-        let &[pid] = &pids[..] else { panic!("one worker, not {pids:?}") };
-        Pid::from_raw(pid).expect("a pid")
-    }
-
-    fn end(self) -> (ExitStatus, Vec<u8>, String) {
-        let output = self.child.wait_with_output().expect("it ends");
-        (output.status, output.stdout, text(&output.stderr).to_owned())
-    }
-}
-
-/// Waits until the process is gone, or dead and not yet reaped by who has taken it over.
-fn gone(pid: Pid) {
-    let path = format!("/proc/{}/stat", pid.as_raw_nonzero());
-    while let Ok(stat) = fs::read_to_string(&path) {
-        if stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])) {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Whether this process, and so whatever it starts, ignores the signal.
-fn is_ignored(signal: Signal) -> bool {
-    let status = fs::read_to_string("/proc/self/status").expect("it can be read");
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("it is told");
-    let mask = u64::from_str_radix(mask.trim(), 16).expect("a mask");
-    mask >> (signal.as_raw() - 1) & 1 != 0
-}
-
-fn first_lines(count: usize) -> Vec<u8> {
-    SAMPLE.split_inclusive(|byte| *byte == b'\n').take(count).collect::<Vec<_>>().concat()
-}
-
-#[test]
-fn handoff_e_02_a_killed_worker() {
-    watched("handoff_e_02_a_killed_worker", || {
-        for more in [&[][..], &["--profile", "process_supervisor"], &["--window", "1", "--json"]] {
-            let mut fed = Fed::start(more);
-            fed.feed(&first_lines(100));
-            let replies = fed.replies(100);
-            let worker = fed.worker();
-            // Killed while nothing is in flight and the input stays open: said at once, not at the next line.
-            kill_process(worker, Signal::KILL).expect("it is ours");
-            let stdin = fed.stdin.take();
-            let (status, rest, stderr) = fed.end();
-            drop(stdin);
-            assert_eq!((status.code(), stderr.as_str()), (Some(6), TRANSPORT));
-            assert!(rest.is_empty() && text(&replies).lines().count() == 100);
-            gone(worker);
-        }
-    });
-}
-
-#[test]
-fn handoff_e_02_a_worker_killed_under_load() {
-    watched("handoff_e_02_a_worker_killed_under_load", || {
-        let folder = Folder::new("killed");
-        let (input, output) = (folder.path("in"), folder.path("out"));
-        assert!(run(&["generate", "--lines", "20000", "--output", &input]).status.success());
-        let lines = fs::read(&input).expect("it was written");
-        let expected = decisions(&input, &["--profile", "memory"]);
-        let args = ["demo", "--input", "-", "--output", &output, "--window", "512"];
-        let child = handbell(&args).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let mut child = child.expect("the command starts");
-        let mut stdin = child.stdin.take().expect("piped");
-        let mut fed = Fed { child, stdin: None };
-        let feeder = std::thread::spawn(move || {
-            // Over and over, until nobody reads any more.
-            while stdin.write_all(&lines).is_ok() && stdin.write_all(b"\n").is_ok() {}
-        });
-        while fs::metadata(&output).map_or(0, |file| file.len()) < 100_000 {
-            assert!(fed.child.try_wait().expect("it is ours").is_none(), "it runs until it is told to end");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        let worker = fed.worker();
-        kill_process(worker, Signal::KILL).expect("it is ours");
-        let (status, _, stderr) = fed.end();
-        assert_eq!((status.code(), stderr.as_str()), (Some(6), TRANSPORT));
-        feeder.join().expect("the feeder ends");
-        gone(worker);
-        // What was decided before is there, whole and in order.
-        let written = fs::read(&output).expect("decisions were written");
-        assert!(written.ends_with(b"}\n"));
-        let common = written.len().min(expected.len());
-        assert!(written[..common] == expected[..common]);
-    });
-}
-
-#[test]
-fn handoff_e_01_a_worker_that_stands_still() {
-    watched("handoff_e_01_a_worker_that_stands_still", || {
-        let mut fed = Fed::start(&["--deadline-ms", "300"]);
-        fed.feed(&first_lines(10));
-        fed.replies(10);
-        let worker = fed.worker();
-        kill_process(worker, Signal::STOP).expect("it is ours");
-        fed.feed(&first_lines(5));
-        let stdin = fed.stdin.take();
-        let (status, rest, stderr) = fed.end();
-        drop(stdin);
-        assert_eq!(stderr, "remote handoff timed out for group 'load-limits'\n");
-        assert!(status.code() == Some(7) && rest.is_empty());
-        gone(worker);
-    });
-}
-
-#[test]
-fn stop_ipc_04_a_killed_or_interrupted_demo_leaves_no_worker() {
-    watched("stop_ipc_04_a_killed_or_interrupted_demo_leaves_no_worker", || {
-        // A shell lets what it starts in the background ignore Ctrl-C, and so does what is started from there.
-        let interrupt = (!is_ignored(Signal::INT)).then_some(Signal::INT);
-        for signal in [Signal::TERM, Signal::KILL].into_iter().chain(interrupt) {
-            let mut fed = Fed::start(&[]);
-            fed.feed(&first_lines(3));
-            fed.replies(3);
-            let worker = fed.worker();
-            kill_process(Pid::from_child(&fed.child), signal).expect("it is ours");
-            let stdin = fed.stdin.take();
-            let (status, ..) = fed.end();
-            drop(stdin);
-            assert!(!status.success());
-            gone(worker);
-        }
     });
 }

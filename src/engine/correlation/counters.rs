@@ -71,6 +71,8 @@ counters! {
     rejected_terminal,
     /// Outputs that went on to another group.
     forwarded,
+    /// Outputs of a request that ran again, which had gone on before.
+    replayed_output_drop,
     /// Outputs for a request that had ended.
     late_output_drop,
     /// Error terminals that refused a frame of another group.

@@ -190,6 +190,10 @@ impl Correlation {
         if way.max_hops != 0 && depth > u32::from(way.max_hops) {
             return too_many(ExecutionClass::TooManyHops);
         }
+        if parent_hop.is_repeated_output() {
+            counters.replayed_output_drop.add_as_reader();
+            return Passage::Dropped;
+        }
         let closing = (last == LastMark::Ended).then_some(parent.slot() % branches);
         let entry = match root.begin_branch(key.generation, closing, branches) {
             Ok(entry) => entry,
@@ -283,7 +287,7 @@ impl Correlation {
         place: Option<Source>,
         outcome: Outcome,
         now_ns: u64,
-        started: impl Fn(u16, u64) -> bool,
+        started: impl Fn(Source, u64) -> bool,
     ) -> Option<EndedRoot> {
         let root = &self.roots[key.index as usize];
         if !root.try_end(key.generation) {
@@ -308,7 +312,7 @@ impl Correlation {
         let failed = failed.or_else(|| self.hops_since(key).filter(there).max_by_key(age));
         let group = failed.map_or(GroupId(0), Hop::group);
         let placed = failed.and_then(Hop::placed);
-        let begun = placed.is_some_and(|(lane, position)| started(lane, position));
+        let begun = placed.is_some_and(|(source, position)| started(source, position));
         let frames = self.open_hops(key).filter_map(Hop::placed).collect();
         let aftermath = self.finish(key.index, outcome, group, begun, now_ns);
         Some(EndedRoot { index: key.index, aftermath, frames })
@@ -316,7 +320,7 @@ impl Correlation {
 
     /// Ends every root whose deadline has passed, in the order of deadlines, ties in the order of
     /// registration; `started` tells whether a lane's worker had begun a position.
-    pub fn expire(&self, now_ns: u64, started: impl Fn(u16, u64) -> bool) -> Vec<EndedRoot> {
+    pub fn expire(&self, now_ns: u64, started: impl Fn(Source, u64) -> bool) -> Vec<EndedRoot> {
         let mut due = Vec::new();
         self.deadlines.due(now_ns, |roots| {
             let mut earliest = 0;
@@ -338,22 +342,30 @@ impl Correlation {
         due.into_iter().filter_map(|(_, _, key)| self.end(key, None, outcome, now_ns, &started)).collect()
     }
 
-    /// Ends every root with an open hop at `source`, in the order of registration.
+    /// Ends every root with a hop that has been sent to `source` and not ended, in the order of registration. What
+    /// only waits in front of it can wait for its successor, unless there is to be none.
     pub fn end_all_of(
         &self,
         source: Source,
+        has_successor: bool,
         cause: Cause,
         now_ns: u64,
-        started: impl Fn(u16, u64) -> bool,
+        started: impl Fn(Source, u64) -> bool,
     ) -> Vec<EndedRoot> {
-        let open = self.open_roots(|key| self.open_hops(key).any(|hop| hop.is_asked_of(source)));
+        let is_lost = |hop: &Hop| hop.is_asked_of(source) && (!has_successor || hop.placed().is_some());
+        let open = self.open_roots(|key| self.open_hops(key).any(is_lost));
         let outcome = Outcome::Failed(cause);
         let end = |key| self.end(key, Some(source), outcome, now_ns, &started);
         open.into_iter().filter_map(end).collect()
     }
 
     /// Ends every root, in the order of registration.
-    pub fn end_all(&self, cause: Cause, now_ns: u64, started: impl Fn(u16, u64) -> bool) -> Vec<EndedRoot> {
+    pub fn end_all(
+        &self,
+        cause: Cause,
+        now_ns: u64,
+        started: impl Fn(Source, u64) -> bool,
+    ) -> Vec<EndedRoot> {
         let end = |key| self.end(key, None, Outcome::Failed(cause), now_ns, &started);
         self.open_roots(|_| true).into_iter().filter_map(end).collect()
     }
@@ -420,6 +432,13 @@ impl Correlation {
     fn drop_event(&self, kind: EventKind, frame: &Envelope, now_ns: u64) {
         let trace_id = TraceId::from_words(frame.trace_id);
         self.events.add(Event { kind, trace_id, at_ns: now_ns, status: None });
+    }
+
+    /// The root that the hop of this ticket belongs to, if that is still its own.
+    pub fn root_key(&self, frame: &Envelope) -> Option<RootKey> {
+        let index = self.root_of(frame);
+        let generation = self.roots[index as usize].generation();
+        (!is_later(generation, Ticket(frame.ticket).generation())).then_some(RootKey { index, generation })
     }
 
     /// The root whose hop a frame names; beyond the table if the frame has not been judged.

@@ -18,7 +18,8 @@ pub(super) struct Hop {
     /// Lane (high 16 bits), and position in its request ring, + 1; 0 = not placed yet. One word, for who ends the
     /// root while the entry is being opened anew: a position of one lane must not be cancelled in another.
     place: AtomicU64,
-    /// Group (low half), hops of its path up to this one (high half).
+    /// Group (16 bits), outputs taken (16), hops of its path up to this one (15), whether it runs again (1),
+    /// outputs to be skipped (16).
     way: AtomicU64,
 }
 
@@ -36,6 +37,12 @@ impl Source {
 }
 
 const HOP_OPEN: u64 = 1;
+const TAKEN: u32 = 16;
+const DEPTH: u32 = 32;
+const RERUN: u64 = 1 << 47;
+const SKIP: u32 = 48;
+/// The largest number of outputs that is counted.
+const COUNT: u64 = 0xFFFF;
 const POSITION_BITS: u32 = 48;
 const POSITION: u64 = (1 << POSITION_BITS) - 1;
 /// No lane yet.
@@ -66,14 +73,14 @@ impl Hop {
     pub fn open(&self, generation: u64, target: Option<Source>, group: GroupId, depth: u32) {
         self.lane.store(target.map_or(NOWHERE, Source::to_word), Ordering::Relaxed);
         self.place.store(0, Ordering::Relaxed);
-        self.way.store(u64::from(group.0) | u64::from(depth) << 32, Ordering::Relaxed);
+        self.way.store(u64::from(group.0) | u64::from(depth & 0x7FFF) << DEPTH, Ordering::Relaxed);
         // Release: pairs with the Acquire in `state`.
         self.word.store(generation << GENERATION_SHIFT | HOP_OPEN, Ordering::Release);
     }
 
-    /// Gives the hop its lane. Relaxed: the position, which is stored later, decides.
+    /// Gives the hop its lane. Release: see `placed`; the position, which is stored later, decides.
     pub fn assign(&self, target: Source) {
-        self.lane.store(target.to_word(), Ordering::Relaxed);
+        self.lane.store(target.to_word(), Ordering::Release);
     }
 
     /// Closes the hop of a root that the caller is ending: nobody else opens or closes it meanwhile.
@@ -101,10 +108,19 @@ impl Hop {
         self.place.store(u64::from(lane) << POSITION_BITS | (position + 1) & POSITION, Ordering::Relaxed);
     }
 
-    /// Its lane and its place there, once it has been sent.
-    pub fn placed(&self) -> Option<(u16, u64)> {
-        let place = self.place.load(Ordering::Relaxed);
-        Some(((place >> POSITION_BITS) as u16, (place & POSITION).checked_sub(1)?))
+    /// Lane and incarnation that it is asked of, and its place there, once it has been sent.
+    ///
+    /// A hop that is taken back from a dead worker loses its place before it gets the successor's lane. So a place
+    /// that is the same before and after the look at the lane belongs to it.
+    pub fn placed(&self) -> Option<(Source, u64)> {
+        let place = self.place.load(Ordering::Acquire);
+        let lane = self.lane.load(Ordering::Acquire);
+        let source = Source { lane: lane as u16, incarnation: lane >> 16 };
+        let is_there = (place >> POSITION_BITS) as u16 == source.lane
+            && self.place.load(Ordering::Relaxed) == place
+            && lane != NOWHERE;
+        let position = (place & POSITION).checked_sub(1)?;
+        is_there.then_some((source, position))
     }
 
     /// Its lane, if it has one.
@@ -117,7 +133,35 @@ impl Hop {
     }
 
     pub fn depth(&self) -> u32 {
-        (self.way.load(Ordering::Relaxed) >> 32) as u32
+        (self.way.load(Ordering::Relaxed) >> DEPTH & 0x7FFF) as u32
+    }
+
+    /// Takes note of one more output; true if it has gone on in an earlier run of the same request. Only the
+    /// holder of the lane's reader role calls this.
+    pub fn is_repeated_output(&self) -> bool {
+        let way = self.way.load(Ordering::Relaxed);
+        if way >> SKIP != 0 {
+            self.way.store(way - (1 << SKIP), Ordering::Relaxed);
+            return true;
+        }
+        if way >> TAKEN & COUNT != COUNT {
+            self.way.store(way + (1 << TAKEN), Ordering::Relaxed);
+        }
+        false
+    }
+
+    /// Takes it back from a lane whose worker has died: it is to run again, and what it had emitted is not to go on
+    /// twice. False if it has run again before, or more was taken than can be counted.
+    pub fn take_back(&self) -> bool {
+        let way = self.way.load(Ordering::Relaxed);
+        let taken = way >> TAKEN & COUNT;
+        if way & RERUN != 0 || taken == COUNT {
+            return false;
+        }
+        self.way.store(way & !(COUNT << SKIP) | taken << SKIP | RERUN, Ordering::Relaxed);
+        // Release: see `placed`.
+        self.place.store(0, Ordering::Release);
+        true
     }
 
     pub fn generation(&self) -> u64 {
@@ -178,14 +222,25 @@ mod tests {
         assert_eq!((hop.state(3, LANE), hop.lane(), hop.placed()), (HopState::Foreign, None, None));
         hop.assign(LANE);
         hop.place(0);
-        assert_eq!((hop.state(3, LANE), hop.placed()), (HopState::Open, Some((0, 0))));
+        assert_eq!((hop.state(3, LANE), hop.placed()), (HopState::Open, Some((LANE, 0))));
         assert_eq!(hop.state(3, Source { incarnation: 2, ..LANE }), HopState::Foreign);
         assert_eq!((hop.group(), hop.depth()), (GroupId(2), 4));
         hop.assign(Source { lane: u16::MAX, incarnation: 9 });
-        assert_eq!(hop.placed(), Some((0, 0)), "not at that place in another lane");
+        assert_eq!(hop.placed(), None, "not at that place in another lane");
         hop.place(7);
-        assert_eq!(hop.placed(), Some((u16::MAX, 7)));
+        assert_eq!(hop.placed(), Some((Source { lane: u16::MAX, incarnation: 9 }, 7)));
         hop.open(4, None, GroupId(2), 5);
         assert_eq!(hop.placed(), None);
+    }
+
+    #[test]
+    fn restart_02_a_rerun_skips_what_had_gone_on_and_happens_once() {
+        let hop = Hop::default();
+        hop.open(3, Some(LANE), GroupId(2), 4);
+        assert!(!hop.is_repeated_output() && !hop.is_repeated_output());
+        assert!(hop.take_back());
+        assert_eq!([(); 4].map(|()| hop.is_repeated_output()), [true, true, false, false]);
+        assert!(!hop.take_back());
+        assert_eq!((hop.group(), hop.depth()), (GroupId(2), 4));
     }
 }

@@ -117,8 +117,8 @@ pub(crate) struct Branch<'c> {
 pub(crate) struct EndedRoot {
     pub index: u32,
     pub aftermath: Aftermath,
-    /// Lane and position of each frame of it that has been sent and not ended, to be cancelled there.
-    pub frames: Vec<(u16, u64)>,
+    /// Where each frame of it stands that has been sent and not ended, to be cancelled there.
+    pub frames: Vec<(Source, u64)>,
 }
 
 /// A look at the tables themselves, beside the counters.
@@ -435,6 +435,16 @@ impl Branch<'_> {
     /// The hop's group.
     pub fn group(&self) -> GroupId {
         self.hop().group()
+    }
+
+    /// Takes the hop back from a lane whose worker has died, to run once more; false if it has already.
+    pub fn take_back(&self) -> bool {
+        self.hop().take_back()
+    }
+
+    /// Whether the hop is open and asked of this source.
+    pub fn is_asked_of(&self, source: Source) -> bool {
+        self.hop().state(self.ticket.generation(), source) == hop::HopState::Open
     }
 
     /// Tells the root that the hop has its lane; true if the owner sleeps and must be woken.

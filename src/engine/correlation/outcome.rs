@@ -1,5 +1,6 @@
 //! How a request ended, as it stands in its root until the owner takes it: three words.
 
+use super::hop::Source;
 use crate::base::failure::{Cause, ExecutionClass, KilledFor, Rule};
 use crate::base::ids::GroupId;
 use crate::base::sync::{AtomicU64, Ordering};
@@ -15,7 +16,7 @@ pub(crate) enum Outcome {
     /// A success terminal; the payload is a held block of this lane.
     Block {
         /// Whose.
-        lane: u16,
+        source: Source,
         /// Where.
         payload_at: u32,
         /// Bytes.
@@ -46,8 +47,11 @@ impl OutcomeCell {
     pub fn put(&self, outcome: Outcome, group: GroupId, started: bool) {
         let (what, detail) = match outcome {
             Outcome::Inline { len } => (0, u64::from(len)),
-            Outcome::Block { lane, payload_at, len } => {
-                (1 | u64::from(lane) << 32, u64::from(payload_at) << 32 | u64::from(len))
+            Outcome::Block { source, payload_at, len } => {
+                let Source { lane, incarnation } = source;
+                debug_assert!(incarnation <= u64::from(u16::MAX));
+                let whose = u64::from(lane) << 32 | incarnation << 48;
+                (1 | whose, u64::from(payload_at) << 32 | u64::from(len))
             }
             Outcome::Heap => (2, 0),
             Outcome::Error { len } => (3, u64::from(len)),
@@ -66,7 +70,7 @@ impl OutcomeCell {
         let outcome = match what & 0xFF {
             0 => Outcome::Inline { len: detail as u32 },
             1 => Outcome::Block {
-                lane: (what >> 32) as u16,
+                source: Source { lane: (what >> 32) as u16, incarnation: what >> 48 },
                 payload_at: (detail >> 32) as u32,
                 len: detail as u32,
             },
@@ -105,6 +109,8 @@ pub(crate) fn cause_to_word(cause: Cause) -> u64 {
         Cause::Killed(KilledFor::ConnectionLost) => (4, 0),
         Cause::Killed(KilledFor::StopOverrun) => (5, 0),
         Cause::Stopped => (6, 0),
+        Cause::Killed(KilledFor::HeartbeatLost { silence_ms }) => (8, silence_ms),
+        Cause::Killed(KilledFor::Hung) => (9, 0),
         Cause::Execution { class, code } => (7 | u64::from(class as u16) << 8, code),
     };
     kind | u64::from(number) << 32
@@ -121,6 +127,8 @@ pub(crate) fn cause_from_word(word: u64) -> Cause {
         4 => Cause::Killed(KilledFor::ConnectionLost),
         5 => Cause::Killed(KilledFor::StopOverrun),
         6 => Cause::Stopped,
+        8 => Cause::Killed(KilledFor::HeartbeatLost { silence_ms: number }),
+        9 => Cause::Killed(KilledFor::Hung),
         _ => {
             let class = ExecutionClass::from_code((word >> 8) as u16).unwrap_or(ExecutionClass::NodeError);
             Cause::Execution { class, code: number }
@@ -140,6 +148,8 @@ mod tests {
             Cause::Signal(9),
             Cause::Killed(KilledFor::ConnectionLost),
             Cause::Killed(KilledFor::StopOverrun),
+            Cause::Killed(KilledFor::HeartbeatLost { silence_ms: 10_000 }),
+            Cause::Killed(KilledFor::Hung),
             Cause::Stopped,
             Cause::Execution { class: ExecutionClass::NoRoom, code: u32::MAX },
         ];
@@ -147,7 +157,7 @@ mod tests {
         let failed = causes.into_iter().chain(corrupt).map(Outcome::Failed);
         let others = [
             Outcome::Inline { len: 64 },
-            Outcome::Block { lane: 7, payload_at: 4097, len: u32::MAX },
+            Outcome::Block { source: Source { lane: 7, incarnation: 4096 }, payload_at: 4097, len: u32::MAX },
             Outcome::Heap,
             Outcome::Error { len: 8 },
             Outcome::Cancelled,

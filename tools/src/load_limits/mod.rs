@@ -17,6 +17,7 @@
 //! A line passes six nodes, one after the other:
 //!
 //! ```text
+//!   ingress               policy                            egress
 //!   parse ──► gate ──► features ──► evaluate ──► update ──► format
 //!   no state  └───────── one Policy, one process ────────┘  no state
 //! ```

@@ -1,8 +1,9 @@
 //! The six nodes and their plan: where load limits meets the engine.
 //!
 //! Owns nothing but the way from a request's bytes to a step and back. `gate` to `update` share one
-//! [`Policy`], so they belong into one group of one process; `parse` and `format` know nothing
-//! beyond their line and could run in any number.
+//! [`Policy`], so they belong into one group of one process. `parse` and `format` know nothing beyond
+//! their line: it does not matter which process runs them, as long as the lines enter the policy in
+//! their order.
 
 use handbell::{App, Node, NodeError, Output, Plan, Request};
 
@@ -15,7 +16,9 @@ use super::{Options, Step};
 /// The node that takes the input lines.
 pub const ENTRY: &str = "parse";
 const EXIT: &str = "format";
-const GROUP: &str = "load-limits";
+const INGRESS: &str = "ingress";
+const POLICY: &str = "policy";
+const EGRESS: &str = "egress";
 
 const BAD_DRAFT: u32 = 1;
 const BAD_SCENARIO: u32 = 2;
@@ -30,11 +33,17 @@ pub fn app() -> App {
         .node(EXIT, format)
 }
 
-/// The six nodes in a row, all in one group.
-pub fn plan() -> Plan {
+/// The six nodes in a row, in three groups: `ingress` parses lines, in so many processes, `policy` decides,
+/// `egress` writes replies.
+pub fn plan(ingress: usize) -> Plan {
     let [gate, features, evaluate, update] = Step::ALL.map(Step::name);
     Plan::new()
-        .group(GROUP, [ENTRY, gate, features, evaluate, update, EXIT])
+        .group(INGRESS, [ENTRY])
+        .processes(ingress)
+        .stateless()
+        .group(POLICY, [gate, features, evaluate, update])
+        .group(EGRESS, [EXIT])
+        .stateless()
         .edge(ENTRY, gate)
         .edge(gate, features)
         .edge(features, evaluate)

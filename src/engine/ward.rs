@@ -1,0 +1,365 @@
+//! A worker in the care of the engine's thread: heard, watched, killed when it must be, settled when it is dead,
+//! and followed by another where its group says so. Each step of its life is told to whoever listens.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use super::forward::{Forward, Onward, Wakes};
+use super::link::Link;
+use super::revival::{self, Revived};
+use super::shared::Shared;
+use super::stop::{StopMode, WorkerStop};
+use crate::base::failure::{Cause, KilledFor};
+use crate::base::ids::{NodeId, Ticket};
+use crate::doorbell::{Ended, Report};
+use crate::os::child::Exit;
+use crate::os::clock;
+use crate::os::poll::Poller;
+use crate::plan::restart::{Lives, Restart};
+use crate::supervisor::{
+    self, Capture, Finding, Liveness, Patience, StartError, Work, Worker, WorkerEvent, WorkerNotice,
+};
+
+/// Dead workers whose last lines are kept.
+const LAST_WORDS: usize = 64;
+/// A worker whose connection has ended is dying, or is killed after this.
+const END_GRACE_NS: u64 = 100_000_000;
+
+/// What follows a death.
+enum Succession {
+    /// Nothing, for ever.
+    None,
+    /// A start, at this time.
+    DueAt(u64),
+    /// A start that has begun.
+    Underway,
+}
+
+/// A process of a group, in its present life or between two.
+pub(super) struct Ward {
+    lane: u16,
+    /// `None` while it is dead.
+    worker: Option<Arc<Worker>>,
+    patience: Patience,
+    liveness: Liveness,
+    lives: Lives,
+    succession: Succession,
+    /// Drains the output of a successor; the first life's is the engine's.
+    capture: Option<Capture>,
+    /// When a connection ended while the process lived.
+    connection_ended_ns: Option<u64>,
+    /// It has said, as it was asked to, that serving has ended: silence is what follows.
+    has_left: bool,
+}
+
+impl Ward {
+    /// A worker that is ready.
+    pub fn new(lane: u16, worker: Arc<Worker>, patience: Patience, restart: Restart) -> Self {
+        Self {
+            lane,
+            worker: Some(worker),
+            patience,
+            liveness: Liveness::new(patience, clock::monotonic_ns()),
+            lives: Lives::new(restart),
+            succession: Succession::None,
+            capture: None,
+            connection_ended_ns: None,
+            has_left: false,
+        }
+    }
+
+    /// Its number in the plan.
+    pub fn lane(&self) -> u16 {
+        self.lane
+    }
+
+    /// Whether it is dead and reaped, and nothing follows.
+    pub fn is_over(&self) -> bool {
+        self.worker.is_none() && matches!(self.succession, Succession::None)
+    }
+
+    /// When [`Ward::look`] has something to do of its own accord.
+    pub fn next_ns(&self) -> Option<u64> {
+        let Some(worker) = &self.worker else {
+            return if let Succession::DueAt(due_ns) = self.succession { Some(due_ns) } else { None };
+        };
+        let grace = self.connection_ended_ns.map(|ended_ns| ended_ns + END_GRACE_NS);
+        [worker.next_ns(), grace, Some(self.liveness.next_ns())].into_iter().flatten().min()
+    }
+
+    /// Its descriptors, for the poller: process, socket, doorbell.
+    pub fn watch(&self, poller: &Poller, token: u64) -> std::io::Result<()> {
+        let Some(worker) = &self.worker else { return Ok(()) };
+        poller.add(worker.pidfd(), token)?;
+        poller.add(worker.socket(), token + 1)?;
+        worker.with_doorbell(|doorbell| poller.add(doorbell, token + 2)).unwrap_or(Ok(()))
+    }
+
+    fn tell(&self, shared: &Shared, event: WorkerEvent) {
+        let group = shared.link(self.lane).group;
+        let process = self.lane - shared.routes[usize::from(group.0)].first;
+        let (group, pid) = (shared.group_name(group), self.worker.as_ref().map_or(0, |worker| worker.pid()));
+        let notice = WorkerNotice { group, process, pid, at_ns: clock::monotonic_ns(), event };
+        supervisor::tell(shared.listener.as_ref(), &notice);
+    }
+
+    /// The bootstrap socket is readable: nothing is said there, so it has ended.
+    pub fn look_at_socket(&mut self, poller: &Poller) {
+        let Some(worker) = &self.worker else { return };
+        if worker.has_hung_up() {
+            poller.remove(worker.socket());
+            self.connection_ended_ns.get_or_insert_with(clock::monotonic_ns);
+        }
+    }
+
+    /// Hears what the worker says on the doorbell.
+    pub fn hear(&mut self, shared: &Shared) {
+        let Some(worker) = &self.worker else { return };
+        let heard = worker.hear();
+        for report in heard.reports {
+            match report {
+                Report::Drained => self.tell(shared, WorkerEvent::Drained),
+                Report::Stopped => self.has_left = true,
+                // From one who was not asked it is a connection that ends.
+                Report::Bye if shared.stopping_workers.load(Ordering::SeqCst) => self.has_left = true,
+                Report::Bye => {
+                    self.connection_ended_ns.get_or_insert_with(clock::monotonic_ns);
+                }
+                Report::Ready | Report::Heartbeat => {}
+            }
+        }
+        if let Some(ended) = heard.ended {
+            if let Ended::Rejected(reason) = ended {
+                self.tell(shared, WorkerEvent::DoorbellReject(reason.name()));
+            }
+            if !self.has_left {
+                // It is dying, or is killed after a grace.
+                self.connection_ended_ns.get_or_insert_with(clock::monotonic_ns);
+            }
+        }
+    }
+
+    /// What is to be done now: something to say, somebody to kill.
+    pub fn look(&mut self, shared: &Arc<Shared>, now_ns: u64) {
+        let Some(worker) = self.worker.clone() else {
+            return self.look_for_successor(shared, now_ns);
+        };
+        if worker.next_ns().is_some_and(|next_ns| next_ns <= now_ns) {
+            self.hear(shared);
+        }
+        let link = shared.link(self.lane);
+        if link.broken_rule().is_some() {
+            worker.kill();
+        }
+        let ended_ns = self.connection_ended_ns.unwrap_or(u64::MAX);
+        if now_ns >= ended_ns.saturating_add(END_GRACE_NS) && worker.exit().is_none() {
+            self.connection_ended_ns = None;
+            link.die(Cause::Killed(KilledFor::ConnectionLost));
+            worker.kill();
+        }
+        if now_ns >= self.liveness.next_ns() {
+            self.judge(shared, &worker, now_ns);
+        }
+    }
+
+    fn judge(&mut self, shared: &Shared, worker: &Worker, now_ns: u64) {
+        // What has come meanwhile is heard before its silence is judged.
+        self.hear(shared);
+        let link = shared.link(self.lane);
+        if !link.is_live() || self.has_left || self.connection_ended_ns.is_some() {
+            // It is dying, ends by itself, or has its grace: silence says nothing about it any more.
+            return self.liveness.skip(now_ns);
+        }
+        let work = link.end.executing();
+        let work = work.map(|(position, deadline_ns, progress)| Work { position, deadline_ns, progress });
+        let heard_ns = worker.heard_ns();
+        match self.liveness.look(now_ns, heard_ns, work, || worker.is_stopped()) {
+            Some(Finding::Suspect) => self.tell(shared, WorkerEvent::Suspect),
+            Some(Finding::Paused) => self.tell(shared, WorkerEvent::StoppedBySignal),
+            Some(Finding::Recovered) => self.tell(shared, WorkerEvent::Recovered),
+            Some(Finding::Kill(reason)) => {
+                link.die(Cause::Killed(reason));
+                worker.kill();
+            }
+            None => {}
+        }
+    }
+
+    /// The worker has ended: lane dead → reply ring read to its end → group killed → reaped → what is still
+    /// open ends.
+    pub fn settle_death(&mut self, shared: &Shared, poller: &Poller) {
+        let Some(worker) = self.worker.clone() else { return };
+        let Some(exit) = worker.exit() else { return };
+        let by_kernel = match exit {
+            Exit::Code(code) => Cause::Exit(code),
+            Exit::Signal(signal) => Cause::Signal(signal),
+        };
+        let link = shared.link(self.lane);
+        let now_ns = clock::monotonic_ns();
+        let asked_to = shared.stopping_workers.load(Ordering::SeqCst);
+        let may_follow = !asked_to && !link.is_final();
+        let due_ns = may_follow.then(|| self.lives.after_death(now_ns)).flatten();
+        if due_ns.is_none() {
+            link.give_up();
+        }
+        link.die(if asked_to { Cause::Stopped } else { by_kernel });
+        read_to_the_end(shared, link);
+        // Its last words may lie on the doorbell still.
+        self.hear(shared);
+        worker.kill();
+        worker.reap();
+        poller.remove(worker.pidfd());
+        poller.remove(worker.socket());
+        let cause = link.cause().expect("latched above");
+        if due_ns.is_some() {
+            take_back(shared, link);
+        }
+        let open =
+            shared.correlation.end_all_of(link.source, due_ns.is_some(), cause, now_ns, shared.started());
+        shared.after(open);
+        shared.purge(link);
+        link.wake_everybody(&shared.correlation);
+        // What stood in front of the lane may have kept new requests of any group out.
+        fence(Ordering::SeqCst);
+        shared.room_came_free();
+        let gracefully = asked_to && exit == Exit::Code(0);
+        self.tell(
+            shared,
+            if asked_to { WorkerEvent::Stopped { gracefully } } else { WorkerEvent::Crashed(cause) },
+        );
+        if may_follow && due_ns.is_none() && self.lives.has_policy() {
+            self.tell(shared, WorkerEvent::GivenUp);
+        }
+        let stop = WorkerStop {
+            group: shared.group_name(link.group).to_string(),
+            pid: worker.pid(),
+            mode: if gracefully { StopMode::Graceful } else { StopMode::Forced },
+            cause: by_kernel,
+        };
+        self.worker = None;
+        self.connection_ended_ns = None;
+        self.succession = due_ns.map_or(Succession::None, Succession::DueAt);
+        let mut roll = shared.workers.lock();
+        roll.rejects.add(&worker.rejects());
+        roll.living.remove(&self.lane);
+        roll.last_words.push_back((worker.pid(), worker.tail().clone()));
+        if roll.last_words.len() > LAST_WORDS {
+            roll.last_words.pop_front();
+        }
+        roll.ended.insert(self.lane, stop);
+        drop(roll);
+        shared.workers.changed.notify_all();
+    }
+
+    // ---- between two lives ----
+
+    fn look_for_successor(&mut self, shared: &Arc<Shared>, now_ns: u64) {
+        let Succession::DueAt(due_ns) = self.succession else { return };
+        if shared.stopping_workers.load(Ordering::SeqCst) {
+            return self.give_up(shared, Cause::Stopped);
+        }
+        if now_ns < due_ns {
+            return;
+        }
+        let seat = shared.lanes[usize::from(self.lane)].seat().expect("the lane of a worker");
+        let incarnation = seat.next_incarnation().expect("a final life has no successor");
+        self.succession = Succession::Underway;
+        revival::begin(shared, self.lane, incarnation, self.capture.take());
+    }
+
+    /// A start has come to its end.
+    pub fn settle_revival(
+        &mut self,
+        shared: &Arc<Shared>,
+        poller: &Poller,
+        token: u64,
+        result: Result<Revived, StartError>,
+    ) {
+        let now_ns = clock::monotonic_ns();
+        let Ok(Revived { started, capture }) = result else {
+            self.succession = Succession::None;
+            let stopping = shared.stopping_workers.load(Ordering::SeqCst);
+            match self.lives.after_death(now_ns).filter(|_| !stopping) {
+                Some(due_ns) => self.succession = Succession::DueAt(due_ns),
+                None => self.give_up(shared, shared.cause_of(shared.link(self.lane))),
+            }
+            return;
+        };
+        self.capture = Some(capture);
+        self.succession = Succession::None;
+        let worker = Arc::new(started.worker);
+        let seat = shared.lanes[usize::from(self.lane)].seat().expect("the lane of a worker");
+        let former = seat.link();
+        seat.begin_life(started.lane, true);
+        self.worker = Some(Arc::clone(&worker));
+        self.liveness = Liveness::new(self.patience, now_ns);
+        self.has_left = false;
+        if self.watch(poller, token).is_err() {
+            // Without being watched it cannot be kept: its death shows at the next look.
+            worker.kill();
+        }
+        shared.workers.lock().living.insert(self.lane, Arc::clone(&worker));
+        if shared.stopping_workers.load(Ordering::SeqCst) {
+            worker.tell_to_stop();
+        }
+        self.tell(shared, WorkerEvent::Restarted);
+        // Behind a full fence: who looked for room at the former life, or queued for this one, is found.
+        fence(Ordering::SeqCst);
+        let mut wakes = Wakes::new();
+        shared.flush(seat.link(), &mut wakes);
+        shared.wake(wakes);
+        former.wake_everybody(&shared.correlation);
+        shared.room_came_free();
+    }
+
+    /// There is to be no successor after all.
+    fn give_up(&mut self, shared: &Shared, cause: Cause) {
+        self.succession = Succession::None;
+        let link = shared.link(self.lane);
+        link.give_up();
+        fence(Ordering::SeqCst);
+        let now_ns = clock::monotonic_ns();
+        shared.after(shared.correlation.end_all_of(link.source, false, cause, now_ns, shared.started()));
+        shared.purge(link);
+        link.wake_everybody(&shared.correlation);
+        shared.room_came_free();
+        if cause != Cause::Stopped {
+            self.tell(shared, WorkerEvent::GivenUp);
+        }
+    }
+}
+
+/// What the dead worker had not begun, or what may run again, is to be had by its successor.
+fn take_back(shared: &Shared, link: &Link) {
+    let group = &shared.placement.groups[usize::from(link.group.0)];
+    if !group.redispatch_unstarted || link.broken_rule().is_some() {
+        return;
+    }
+    let mut back = Vec::new();
+    for (position, envelope, payload) in link.end.unanswered() {
+        if link.end.started(position) && !group.idempotent {
+            continue;
+        }
+        let ticket = Ticket(envelope.ticket);
+        let Some(root) = shared.correlation.root_key(&envelope) else { continue };
+        let Some(branch) = shared.correlation.take_up(root, ticket) else { continue };
+        if branch.is_asked_of(link.source) && branch.take_back() {
+            let onward = Onward { source: envelope.source, target: NodeId(envelope.target), key: None };
+            back.push(Forward { root, ticket, onward, payload });
+        }
+    }
+    shared.put_back(link, back);
+}
+
+/// Every reply that was published before the end is delivered, unless the ring is corrupt.
+fn read_to_the_end(shared: &Shared, link: &Link) {
+    if link.broken_rule().is_some() {
+        link.end.close();
+        return;
+    }
+    let now_ns = clock::coarse_ns();
+    let mut wakes = Wakes::new();
+    // What is behind a frame that breaks a rule ends with the lane; it is dead already, and its first cause stays.
+    let _ = link.end.read_out(|frame| shared.judge(link, frame, now_ns, &mut wakes));
+    shared.wake(wakes);
+}

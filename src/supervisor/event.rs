@@ -1,0 +1,74 @@
+//! What happens to workers, for whoever listens.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use crate::base::failure::Cause;
+
+/// Something that happened to a worker.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum WorkerEvent {
+    /// Its process has been started.
+    Started,
+    /// Its nodes are built, and it serves.
+    Ready,
+    /// It has been silent for two seconds.
+    Suspect,
+    /// It has been stopped by a signal or a debugger: nothing is expected of it until it goes on.
+    StoppedBySignal,
+    /// It speaks again.
+    Recovered,
+    /// It has ended what was in flight, as it was told to.
+    Drained,
+    /// Its doorbell refused what came; for what reason, by a stable name.
+    DoorbellReject(&'static str),
+    /// It has ended without being told to.
+    Crashed(Cause),
+    /// Its successor serves; the notice bears the successor's process number.
+    Restarted,
+    /// It has died more often than its group allows, or its successor could not be started: there is to be none.
+    GivenUp,
+    /// It has been stopped; gracefully if it ended by itself, with everything done.
+    Stopped {
+        /// It did what it was told to.
+        gracefully: bool,
+    },
+}
+
+/// A [`WorkerEvent`] and whose it is.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct WorkerNotice {
+    /// The worker's group.
+    pub group: Arc<str>,
+    /// Which of the group's processes, from 0 on.
+    pub process: u16,
+    /// Its process number.
+    pub pid: i32,
+    /// Monotonic clock, in ns.
+    pub at_ns: u64,
+    /// What happened.
+    pub event: WorkerEvent,
+}
+
+/// Takes the notices; called by one thread at a time. A panic in it is caught; blocking in it holds up the
+/// supervision of all workers.
+pub(crate) type Listener = Arc<dyn Fn(&WorkerNotice) + Send + Sync>;
+
+/// Hands a notice to whoever listens.
+pub(crate) fn tell(listener: Option<&Listener>, notice: &WorkerNotice) {
+    #[cfg(feature = "tracing")]
+    tracing::info!(
+        target: "handbell",
+        group = &*notice.group,
+        process = notice.process,
+        pid = notice.pid,
+        event = ?notice.event,
+        "worker"
+    );
+    if let Some(listener) = listener {
+        // It is the user's; what it does changes nothing here.
+        let _ = catch_unwind(AssertUnwindSafe(|| listener(notice)));
+    }
+}

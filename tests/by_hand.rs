@@ -1,0 +1,369 @@
+//! Births that do not go as they should, step by step: BOOT-02 to -04, SEC-IPC-02 and -09, KEY-IPC-01. Workers that answer
+//! the engine by hand, and bundles that no engine would send.
+
+use std::collections::BTreeSet;
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use handbell::testing::by_hand::{BOOTSTRAP_VERSION, BirthByHand, Refused, hand_over};
+use handbell::testing::doorbell::{
+    CREDENTIALS_BYTES, Caller, Connection, Ended, Order, Poller, SECRET_BYTES, Session, WorkerSession,
+    monotonic_ns,
+};
+use handbell::{Cause, Engine, KilledFor, Plan, StartError, StartStep, StopMode, WorkerEvent};
+use rustix::net::{AddressFamily, SocketType};
+
+mod common;
+use common::{Notices, engine, stop};
+
+/// Set in workers that are born by hand, to how.
+const WAY: &str = "HANDBELL_TEST_WAY";
+
+fn main() {
+    if let Ok(way) = std::env::var(WAY)
+        && let Some(birth) = BirthByHand::receive_if_worker()
+    {
+        be_born(&birth, &way);
+    }
+    common::app().serve_if_worker();
+    common::run(tests![
+        boot_02_a_malformed_bundle_ends_the_child,
+        boot_02_a_bundle_of_another_version_ends_the_child,
+        boot_02_a_refused_version_is_told_with_both,
+        key_ipc_01_every_life_has_secrets_of_its_own,
+        boot_03_a_worker_by_hand_is_ready_when_it_says_so,
+        boot_04_who_never_calls_fails_the_start,
+        boot_04_who_dies_before_it_calls_fails_the_start,
+        boot_04_who_calls_from_elsewhere_fails_the_start,
+        boot_04_who_calls_and_says_nothing_fails_the_start,
+        boot_04_who_speaks_with_other_secrets_fails_the_start,
+        boot_04_who_is_never_ready_fails_the_start_though_it_beats,
+        boot_04_who_dies_with_its_connections_held_fails_the_start,
+        sec_ipc_09_a_second_call_is_a_stranger,
+        sec_ipc_02_a_broken_message_ends_the_worker_and_is_told,
+    ]);
+}
+
+// ---- in the worker ----
+
+fn far_ns() -> u64 {
+    monotonic_ns() + 60_000_000_000
+}
+
+fn be_born(birth: &BirthByHand, way: &str) -> ! {
+    let caller = Caller::bind(birth.doorbell.ip()).expect("a port is left");
+    let port = caller.port();
+    let call = |caller: Caller, credentials| {
+        caller.call(birth.doorbell, credentials, birth.terms, far_ns(), |_| unreachable!("before READY"))
+    };
+    match way {
+        "other_version" => {
+            birth.refuse_version(BOOTSTRAP_VERSION + 1);
+            std::process::exit(82);
+        }
+        "tells_its_secrets" => {
+            let mut bytes = [0; CREDENTIALS_BYTES];
+            birth.credentials().write(&mut bytes);
+            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            println!("{digits}");
+            birth.map(port);
+        }
+        "never_calls" => birth.map(port),
+        "exits" => {
+            birth.map(port);
+            std::process::exit(7);
+        }
+        "calls_from_elsewhere" => {
+            birth.map(port);
+            let elsewhere = Caller::bind(birth.doorbell.ip()).expect("a port is left");
+            assert!(call(elsewhere, birth.credentials()).is_err());
+        }
+        "says_nothing" => {
+            let socket =
+                rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
+            let anywhere = SocketAddr::new(birth.doorbell.ip(), 0);
+            rustix::net::bind(&socket, &anywhere).expect("a port is left");
+            let own = rustix::net::getsockname(&socket).expect("it is bound");
+            birth.map(SocketAddr::try_from(own).expect("an address").port());
+            rustix::net::connect(&socket, &birth.doorbell).expect("it listens");
+            park();
+        }
+        "other_secrets" => {
+            birth.map(port);
+            let other = handbell::testing::doorbell::Credentials::take(&mut [9; CREDENTIALS_BYTES]);
+            assert!(call(caller, other).is_err());
+        }
+        "strangers_first" => {
+            birth.map(port);
+            (0..3).for_each(|_| hung_up_on(birth.doorbell));
+            obey(call(caller, birth.credentials()).expect("answered"), birth, way);
+        }
+        _ => {
+            birth.map(port);
+            obey(call(caller, birth.credentials()).expect("answered"), birth, way);
+        }
+    }
+    park()
+}
+
+fn park() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Connects from anywhere, and is closed unread.
+fn hung_up_on(place: SocketAddr) {
+    hung_up(TcpStream::connect(place).expect("it listens"));
+}
+
+fn hung_up(mut stranger: TcpStream) {
+    let read = stranger.read(&mut [0; 8]);
+    assert!(matches!(&read, Ok(0)) || read.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset));
+}
+
+/// Says READY, and does what it is told.
+fn obey(mut connection: Connection<WorkerSession>, birth: &BirthByHand, way: &str) -> ! {
+    // A second call: nobody takes it any more, and a moment later there is no door.
+    while let Ok(second) = TcpStream::connect(birth.doorbell) {
+        hung_up(second);
+    }
+    if way == "is_long_in_building" {
+        std::thread::sleep(Duration::from_millis(600));
+    }
+    if way == "leaves_a_child" {
+        // The child holds both connections, as after a fork without an exec.
+        for held in [connection.as_fd(), birth.socket()] {
+            rustix::io::fcntl_setfd(held, rustix::io::FdFlags::empty()).expect("it is open");
+        }
+        let mut sleeper = std::process::Command::new("sleep");
+        sleeper.arg("1000").spawn().expect("sleep starts");
+        std::process::exit(6);
+    }
+    if way != "is_never_ready" {
+        connection.session().ready(monotonic_ns());
+    }
+    let poller = Poller::new().expect("a descriptor is left");
+    poller.add(connection.as_fd(), 0).expect("added");
+    let mut tokens = Vec::new();
+    loop {
+        let mut orders = Vec::new();
+        match connection.turn(monotonic_ns(), |order| orders.push(order)) {
+            Ok(()) => {}
+            Err(Ended::Closed) => std::process::exit(1),
+            Err(ended) => panic!("{ended:?}"),
+        }
+        for order in orders {
+            match order {
+                Order::Go if way == "breaks_a_message" => {
+                    std::thread::sleep(Duration::from_millis(600));
+                    let mut wrong =
+                        connection.session().transmit(monotonic_ns()).expect("a heartbeat is due");
+                    wrong[127] ^= 1;
+                    rustix::io::write(connection.as_fd(), &wrong).expect("written");
+                    park();
+                }
+                Order::Go => {}
+                Order::Drain => connection.session().drained(),
+                Order::Stop => {
+                    connection.session().stopped();
+                    connection.session().bye();
+                    while !connection.session().has_left() || !connection.is_flushed() {
+                        connection.turn(monotonic_ns(), |_| {}).expect("the engine lives");
+                    }
+                    std::process::exit(0);
+                }
+            }
+        }
+        poller.wait(&mut tokens, connection.next_ns()).expect("waited");
+    }
+}
+
+// ---- in the engine ----
+
+fn born(way: &str) -> (Result<Engine, StartError>, Notices) {
+    let notices = Notices::default();
+    let builder = engine(&["echo"]).env(WAY, way).on_worker_event(notices.listener());
+    (builder.start(), notices)
+}
+
+/// The start is refused; what it says. Its worker has been told of, and of its end.
+fn refused(way: &str) -> StartError {
+    let (started, notices) = born(way);
+    let error = started.map(drop).expect_err("it cannot start");
+    let stopped = WorkerEvent::Stopped { gracefully: false };
+    assert_eq!(notices.events(), [WorkerEvent::Started, stopped], "{way}");
+    let pid = notices.all()[0].pid;
+    assert_eq!(common::watch::state_of(pid), None, "it has been reaped");
+    error
+}
+
+/// A bundle's first bytes, and room for what follows and for the credentials.
+fn bundle(version: u16, len: usize) -> Vec<u8> {
+    let mut bytes = [&[1][..], b"HBLB", &version.to_le_bytes()].concat();
+    bytes.resize(len, 0);
+    bytes
+}
+
+fn boot_02_a_malformed_bundle_ends_the_child() {
+    let malformed = |said: &str| Refused {
+        answer: vec![4, 1, 0, 0],
+        code: Some(82),
+        said: format!("worker cannot start: the start bundle {said}\n"),
+    };
+    let good = bundle(BOOTSTRAP_VERSION, 500);
+    assert_eq!(hand_over(&good, 3), malformed("is malformed"), "zeroes only");
+    assert_eq!(hand_over(&good[..20], 3), malformed("is too short"));
+    assert_eq!(hand_over(&[0xEE; 500], 3), malformed("is malformed"));
+    assert_eq!(hand_over(&good, 2), malformed("is malformed"), "a descriptor is lacking");
+    // So long that it does not even arrive.
+    let long = hand_over(&[1; 150_000], 3);
+    assert_eq!(long.code, Some(82), "{long:?}");
+    assert!(long.said.starts_with("worker cannot start: the start bundle was not received"), "{long:?}");
+}
+
+fn boot_02_a_bundle_of_another_version_ends_the_child() {
+    let other = BOOTSTRAP_VERSION + 4;
+    let [low, high] = BOOTSTRAP_VERSION.to_le_bytes();
+    let said = format!(
+        "worker cannot start: the start bundle has version {other}, this worker knows {BOOTSTRAP_VERSION}\n"
+    );
+    let expected = Refused { answer: vec![4, 2, low, high], code: Some(82), said };
+    assert_eq!(hand_over(&bundle(other, 500), 3), expected);
+}
+
+fn boot_02_a_refused_version_is_told_with_both() {
+    let error = refused("other_version");
+    assert!(matches!(&error, StartError::Refused { group, .. } if group == "g"), "{error:?}");
+    let (ours, theirs) = (BOOTSTRAP_VERSION, BOOTSTRAP_VERSION + 1);
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "start refused by the worker of group 'g': the engine's bootstrap version is {ours}, the \
+             worker's is {theirs}"
+        )
+    );
+}
+
+fn key_ipc_01_every_life_has_secrets_of_its_own() {
+    let secrets = |stated: Option<[u8; SECRET_BYTES]>| -> Vec<String> {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&told);
+        let plan = Plan::new().group("g", ["echo"]).processes(2);
+        let builder = common::app().engine(plan).env(common::TOKEN, common::token());
+        let builder = builder.env(WAY, "tells_its_secrets").on_output(move |line| {
+            sink.lock().unwrap().push(String::from_utf8_lossy(line.text).into_owned());
+        });
+        let builder = if let Some(stated) = stated { builder.development_secret(&stated) } else { builder };
+        builder.start().map(drop).expect_err("it tells, and never calls");
+        std::mem::take(&mut *told.lock().unwrap())
+    };
+    // Two digits a byte; behind the secret stands the session's id.
+    let split = |told: &String| {
+        assert_eq!(told.len(), 2 * CREDENTIALS_BYTES);
+        let (secret, session) = told.split_at(2 * SECRET_BYTES);
+        (secret.to_owned(), session.to_owned())
+    };
+    let fresh: Vec<_> = [secrets(None), secrets(None)].concat().iter().map(split).collect();
+    let stated = [secrets(Some([5; SECRET_BYTES])), secrets(Some([5; SECRET_BYTES]))].concat();
+    let stated: Vec<_> = stated.iter().map(split).collect();
+    assert_eq!((fresh.len(), stated.len()), (4, 4));
+    assert!(stated.iter().all(|(secret, _)| *secret == "05".repeat(SECRET_BYTES)));
+    let zero = "00".repeat(SECRET_BYTES);
+    let secrets: BTreeSet<&String> = fresh.iter().map(|(secret, _)| secret).chain([&zero]).collect();
+    let sessions: BTreeSet<&String> = fresh.iter().chain(&stated).map(|(_, session)| session).collect();
+    assert_eq!((secrets.len(), sessions.len()), (5, 8), "no two are the same");
+}
+
+fn boot_03_a_worker_by_hand_is_ready_when_it_says_so() {
+    let begin = Instant::now();
+    let (started, notices) = born("is_long_in_building");
+    let engine = started.expect("it says READY");
+    assert!(begin.elapsed() >= Duration::from_millis(600), "READY is its own word");
+    assert_eq!(notices.events(), [WorkerEvent::Started, WorkerEvent::Ready]);
+    assert!(engine.doorbell_rejects().iter().all(|(_, count)| *count == 0));
+    assert_eq!(stop(&engine).workers[0].mode, StopMode::Graceful);
+    let gracefully = WorkerEvent::Stopped { gracefully: true };
+    assert_eq!(notices.events()[2..], [WorkerEvent::Drained, gracefully]);
+}
+
+/// It had two seconds, and so many things of it were refused.
+fn not_done(way: &str, rejects: u64) {
+    let begin = Instant::now();
+    let said = refused(way).to_string();
+    assert!(begin.elapsed() >= Duration::from_secs(2), "{way}: never early");
+    assert_eq!(
+        said,
+        format!(
+            "start refused by the worker of group 'g': it did not do its part at step handshake ({rejects} \
+             messages rejected)"
+        ),
+        "{way}"
+    );
+}
+
+fn boot_04_who_never_calls_fails_the_start() {
+    not_done("never_calls", 1);
+}
+
+fn boot_04_who_calls_from_elsewhere_fails_the_start() {
+    // The stranger, and the silence of the one that was awaited. It knows that it was turned away, and ends.
+    assert!(matches!(refused("calls_from_elsewhere"), StartError::Refused { .. } | StartError::Died { .. }));
+}
+
+fn boot_04_who_calls_and_says_nothing_fails_the_start() {
+    not_done("says_nothing", 1);
+}
+
+fn boot_04_who_speaks_with_other_secrets_fails_the_start() {
+    // Its HELLO is refused for its tag, once; it is not heard again.
+    not_done("other_secrets", 2);
+}
+
+fn died(way: &str, at: StartStep, code: i32) {
+    let error = refused(way);
+    let StartError::Died { group, step, cause } = &error else { panic!("{way}: {error:?}") };
+    assert_eq!((group.as_str(), *step, *cause), ("g", at, Cause::Exit(code)), "{way}");
+}
+
+fn boot_04_who_dies_before_it_calls_fails_the_start() {
+    died("exits", StartStep::Handshake, 7);
+}
+
+fn boot_04_who_dies_with_its_connections_held_fails_the_start() {
+    // Neither connection ends, but the process has.
+    died("leaves_a_child", StartStep::Ready, 6);
+}
+
+fn boot_04_who_is_never_ready_fails_the_start_though_it_beats() {
+    let timeout = Duration::from_millis(1500);
+    let error = engine(&["echo"]).env(WAY, "is_never_ready").start_timeout(timeout).start().unwrap_err();
+    assert!(matches!(error, StartError::Timeout { step: StartStep::Ready, .. }), "{error:?}");
+}
+
+/// How often each reason was that of a reject.
+fn rejects(engine: &Engine) -> Vec<(&'static str, u64)> {
+    engine.doorbell_rejects().into_iter().filter(|(_, count)| *count > 0).collect()
+}
+
+fn sec_ipc_09_a_second_call_is_a_stranger() {
+    let (started, notices) = born("strangers_first");
+    let engine = started.expect("strangers hinder nobody");
+    assert_eq!(rejects(&engine), [("stranger", 3)]);
+    assert_eq!(stop(&engine).workers[0].mode, StopMode::Graceful);
+    assert_eq!(notices.events().len(), 4);
+}
+
+fn sec_ipc_02_a_broken_message_ends_the_worker_and_is_told() {
+    let (started, notices) = born("breaks_a_message");
+    let engine = started.expect("its handshake was right");
+    let lost = WorkerEvent::Crashed(Cause::Killed(KilledFor::ConnectionLost));
+    common::until("its end is told", || notices.has(&lost));
+    use WorkerEvent::{DoorbellReject, Ready, Started};
+    assert_eq!(notices.events(), [Started, Ready, DoorbellReject("tag"), lost]);
+    assert_eq!(rejects(&engine), [("tag", 1)]);
+    assert_eq!(stop(&engine).workers[0].mode, StopMode::Forced);
+}

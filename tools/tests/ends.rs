@@ -1,0 +1,301 @@
+//! How the `handbell` command ends when something is wrong, run as a user runs it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+mod common;
+use common::{Folder, GROUPS, HANDBELL, SAMPLE, decisions, handbell, run, text, watched};
+
+/// Ended with this code, said exactly one line that holds all of these words, and nothing else.
+#[track_caller]
+fn refused(output: &Output, code: i32, words: &[&str]) {
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    assert!(stderr.ends_with('\n') && stderr.lines().count() == 1, "{stderr}");
+    assert!(!stderr.contains("panicked") && words.iter().all(|word| stderr.contains(word)), "{stderr}");
+    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+}
+
+#[test]
+fn gate_03_arguments() {
+    watched("gate_03_arguments", || {
+        refused(&run(&["demo", "--window", "0"]), 2, &["--window", "'0'", "1..=4096"]);
+        refused(&run(&["demo", "--window", "4097"]), 2, &["--window", "'4097'", "1..=4096"]);
+        refused(&run(&["demo", "--ingress-processes", "0"]), 2, &["--ingress-processes", "'0'", "1..=64"]);
+        refused(&run(&["demo", "--ingress-processes", "65"]), 2, &["--ingress-processes", "1..=64"]);
+        refused(&run(&["demo", "--waiting", "long"]), 2, &["--waiting", "'long'", "adaptive"]);
+        refused(&run(&["demo", "--deadline-ms", "0"]), 2, &["--deadline-ms", "'0'", "1..="]);
+        refused(&run(&["demo", "--profile", "moon"]), 2, &["--profile", "'moon'", "process_supervisor"]);
+        refused(&run(&["demo", "--rules", "none"]), 2, &["--rules", "'none'", "experiment"]);
+        refused(&run(&["demo", "--loud"]), 2, &["--loud"]);
+        refused(&run(&["generate"]), 2, &["--lines"]);
+        for args in [&["--help"][..], &["demo", "--help"]] {
+            let help = run(args);
+            assert!(help.status.success() && text(&help.stdout).contains("10  the two profiles"));
+        }
+    });
+}
+
+#[test]
+fn gate_03_input_and_output() {
+    watched("gate_03_input_and_output", || {
+        let folder = Folder::new("files");
+        let missing = folder.path("missing");
+        refused(&run(&["demo", "--input", &missing]), 3, &["input = ", &missing, "must be a file"]);
+        let directory = folder.path("");
+        refused(&run(&["demo", "--input", &directory]), 3, &["input = ", &directory]);
+        refused(&run(&["demo", "--output", &directory]), 4, &["output = ", &directory]);
+        let nowhere = folder.path("missing/out");
+        refused(&run(&["demo", "--output", &nowhere]), 4, &["output = ", &nowhere]);
+        refused(&run(&["demo", "--output", "/dev/full"]), 4, &["output = /dev/full"]);
+        refused(&run(&["generate", "--lines", "9", "--output", "/dev/full"]), 4, &["output = /dev/full"]);
+        // A missing input costs no output, and an output never its own input.
+        let kept = folder.file("kept", SAMPLE);
+        refused(&run(&["demo", "--input", &missing, "--output", &kept]), 3, &["input = "]);
+        refused(&run(&["demo", "--input", &kept, "--output", &kept]), 4, &["must not be the input"]);
+        assert!(fs::read(&kept).expect("it is there") == SAMPLE);
+        fs::set_permissions(&kept, fs::Permissions::from_mode(0o000)).expect("it is ours");
+        if fs::read(&kept).is_err() {
+            refused(&run(&["demo", "--input", &kept]), 3, &["input = ", &kept]);
+            refused(&run(&["demo", "--output", &kept]), 4, &["output = ", &kept]);
+        }
+    });
+}
+
+#[test]
+fn gate_03_a_closed_pipe() {
+    watched("gate_03_a_closed_pipe", || {
+        for args in [&["demo"][..], &["demo", "--output", "-"], &["generate", "--lines", "9"], &["--help"]] {
+            let (reader, writer) = rustix::pipe::pipe().expect("a pipe");
+            drop(reader);
+            let output = handbell(args).stdout(writer).stderr(Stdio::piped()).output();
+            refused(&output.expect("it starts"), 4, &["output = -", "pipe"]);
+        }
+    });
+}
+
+#[test]
+fn gate_03_a_refused_start() {
+    watched("gate_03_a_refused_start", || {
+        let script = "ulimit -n 12; exec \"$0\" demo --profile process_supervisor";
+        let output = Command::new("sh").args(["-c", script, HANDBELL]).output().expect("sh starts");
+        refused(&output, 5, &["start refused", "12"]);
+    });
+}
+
+/// A demo that is fed through a pipe and decides line by line.
+struct Fed {
+    child: Child,
+    stdin: Option<ChildStdin>,
+}
+
+impl Fed {
+    fn start(more: &[&str]) -> Self {
+        let args = [&["demo", "--input", "-", "--output", "-"], more].concat();
+        let mut command = handbell(&args);
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = child.expect("the command starts");
+        let stdin = child.stdin.take();
+        Self { child, stdin }
+    }
+
+    fn feed(&mut self, bytes: &[u8]) {
+        let stdin = self.stdin.as_mut().expect("the input is open");
+        stdin.write_all(bytes).and_then(|()| stdin.flush()).expect("the demo reads");
+    }
+
+    /// Reads replies to the fed lines: what is decided is written while the demo waits for more.
+    fn replies(&mut self, count: usize) -> Vec<u8> {
+        let stdout = self.child.stdout.as_mut().expect("captured");
+        let (mut replies, mut byte) = (Vec::new(), [0]);
+        while replies.iter().filter(|byte| **byte == b'\n').count() < count {
+            stdout.read_exact(&mut byte).expect("a reply comes");
+            replies.push(byte[0]);
+        }
+        replies
+    }
+
+    /// The workers, in the order of their birth.
+    fn workers(&self) -> Vec<Pid> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
+        let children = tasks.flatten().map(|task| fs::read_to_string(task.path().join("children")));
+        let children: String = children.map(|children| children.unwrap_or_default()).collect();
+        let pid = |pid: &str| Pid::from_raw(pid.parse().expect("a pid")).expect("a pid");
+        children.split_whitespace().map(pid).collect()
+    }
+
+    /// The worker of a group, where each has one.
+    fn worker(&self, group: &str) -> Pid {
+        let workers = self.workers();
+        assert_eq!(workers.len(), GROUPS.len(), "{workers:?}");
+        workers[GROUPS.iter().position(|name| *name == group).expect("a group")]
+    }
+
+    /// Ends with the transport failure of this group, without another reply.
+    #[track_caller]
+    fn ends_by_transport(mut self, group: &str) {
+        let workers = self.workers();
+        let stdin = self.stdin.take();
+        let (status, rest, stderr) = self.end();
+        drop(stdin);
+        assert_eq!(stderr, format!("remote handoff transport failed for group '{group}'\n"));
+        assert!(status.code() == Some(6) && rest.is_empty());
+        workers.into_iter().for_each(gone);
+    }
+
+    fn end(self) -> (ExitStatus, Vec<u8>, String) {
+        let output = self.child.wait_with_output().expect("it ends");
+        (output.status, output.stdout, text(&output.stderr).to_owned())
+    }
+}
+
+/// Waits until the process is gone, or dead and not yet reaped by who has taken it over.
+fn gone(pid: Pid) {
+    let path = format!("/proc/{}/stat", pid.as_raw_nonzero());
+    while let Ok(stat) = fs::read_to_string(&path) {
+        if stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether this process, and so whatever it starts, ignores the signal.
+fn is_ignored(signal: Signal) -> bool {
+    let status = fs::read_to_string("/proc/self/status").expect("it can be read");
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("it is told");
+    let mask = u64::from_str_radix(mask.trim(), 16).expect("a mask");
+    mask >> (signal.as_raw() - 1) & 1 != 0
+}
+
+fn first_lines(count: usize) -> Vec<u8> {
+    SAMPLE.split_inclusive(|byte| *byte == b'\n').take(count).collect::<Vec<_>>().concat()
+}
+
+#[test]
+fn handoff_e_02_a_killed_worker() {
+    watched("handoff_e_02_a_killed_worker", || {
+        let manners = [&[][..], &["--profile", "process_supervisor"], &["--window", "1", "--json"]];
+        for (group, more) in GROUPS.into_iter().zip(manners) {
+            let mut fed = Fed::start(more);
+            fed.feed(&first_lines(100));
+            assert_eq!(text(&fed.replies(100)).lines().count(), 100);
+            // Killed while nothing is in flight and the input stays open: said at once, not at the next line.
+            kill_process(fed.worker(group), Signal::KILL).expect("it is ours");
+            fed.ends_by_transport(group);
+        }
+    });
+}
+
+#[test]
+fn placement_03_the_others_go_on_without_a_killed_worker() {
+    watched("placement_03_the_others_go_on_without_a_killed_worker", || {
+        let folder = Folder::new("others");
+        let expected = decisions(&folder.file("in", SAMPLE), &["--profile", "memory"]);
+        let mut fed = Fed::start(&["--ingress-processes", "3"]);
+        let mut lines = SAMPLE.split_inclusive(|byte| *byte == b'\n');
+        let mut some = |count| lines.by_ref().take(count).collect::<Vec<_>>().concat();
+        let mut replies = Vec::new();
+        fed.feed(&some(100));
+        replies.extend(fed.replies(100));
+        let ingress = fed.workers()[..3].to_vec();
+        for killed in &ingress[..2] {
+            kill_process(*killed, Signal::KILL).expect("it is ours");
+            // Reaped, and so known to be dead: what comes now goes to the others.
+            while Path::new(&format!("/proc/{}", killed.as_raw_nonzero())).exists() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            fed.feed(&some(100));
+            replies.extend(fed.replies(100));
+        }
+        assert!(expected.starts_with(&replies) && text(&replies).lines().count() == 300);
+        kill_process(ingress[2], Signal::KILL).expect("it is ours");
+        fed.ends_by_transport("ingress");
+    });
+}
+
+#[test]
+fn handoff_e_02_a_worker_killed_under_load() {
+    watched("handoff_e_02_a_worker_killed_under_load", || {
+        let folder = Folder::new("killed");
+        let (input, output) = (folder.path("in"), folder.path("out"));
+        assert!(run(&["generate", "--lines", "20000", "--output", &input]).status.success());
+        let lines = fs::read(&input).expect("it was written");
+        let expected = decisions(&input, &["--profile", "memory"]);
+        for group in GROUPS {
+            let _ = fs::remove_file(&output);
+            let args = ["demo", "--input", "-", "--output", &output, "--window", "512"];
+            let child = handbell(&args).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn();
+            let mut child = child.expect("the command starts");
+            let mut stdin = child.stdin.take().expect("piped");
+            let mut fed = Fed { child, stdin: None };
+            let lines = lines.clone();
+            let feeder = std::thread::spawn(move || {
+                // Over and over, until nobody reads any more.
+                while stdin.write_all(&lines).is_ok() && stdin.write_all(b"\n").is_ok() {}
+            });
+            while fs::metadata(&output).map_or(0, |file| file.len()) < 100_000 {
+                assert!(
+                    fed.child.try_wait().expect("it is ours").is_none(),
+                    "it runs until it is told to end"
+                );
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            kill_process(fed.worker(group), Signal::KILL).expect("it is ours");
+            fed.ends_by_transport(group);
+            feeder.join().expect("the feeder ends");
+            // What was decided before is there, whole and in order.
+            let written = fs::read(&output).expect("decisions were written");
+            assert!(written.ends_with(b"}\n"));
+            let common = written.len().min(expected.len());
+            assert!(written[..common] == expected[..common]);
+        }
+    });
+}
+
+#[test]
+fn handoff_e_01_a_worker_that_stands_still() {
+    watched("handoff_e_01_a_worker_that_stands_still", || {
+        for group in GROUPS {
+            let mut fed = Fed::start(&["--deadline-ms", "300"]);
+            fed.feed(&first_lines(10));
+            fed.replies(10);
+            let workers = fed.workers();
+            kill_process(fed.worker(group), Signal::STOP).expect("it is ours");
+            fed.feed(&first_lines(5));
+            let stdin = fed.stdin.take();
+            let (status, rest, stderr) = fed.end();
+            drop(stdin);
+            assert_eq!(stderr, format!("remote handoff timed out for group '{group}'\n"));
+            assert!(status.code() == Some(7) && rest.is_empty());
+            workers.into_iter().for_each(gone);
+        }
+    });
+}
+
+#[test]
+fn stop_ipc_04_a_killed_or_interrupted_demo_leaves_no_worker() {
+    watched("stop_ipc_04_a_killed_or_interrupted_demo_leaves_no_worker", || {
+        // A shell lets what it starts in the background ignore Ctrl-C, and so does what is started from there.
+        let interrupt = (!is_ignored(Signal::INT)).then_some(Signal::INT);
+        for signal in [Signal::TERM, Signal::KILL].into_iter().chain(interrupt) {
+            let mut fed = Fed::start(&["--ingress-processes", "2"]);
+            fed.feed(&first_lines(3));
+            fed.replies(3);
+            let workers = fed.workers();
+            assert_eq!(workers.len(), 4);
+            kill_process(Pid::from_child(&fed.child), signal).expect("it is ours");
+            let stdin = fed.stdin.take();
+            let (status, ..) = fed.end();
+            drop(stdin);
+            assert!(!status.success());
+            workers.into_iter().for_each(gone);
+        }
+    });
+}
