@@ -154,7 +154,9 @@ fn flow_01_a_circle_in_memory() {
 /// Dispatchers that have taken a block and find no place in the table, while others' forwards want that block.
 fn flow_01_a_full_table_beside_full_arenas() {
     for places in [1, 2] {
-        let engine = circle().slots(8).max_in_flight(places).start().unwrap();
+        let tight = circle().slots(8).max_in_flight(places);
+        // One payload fills it.
+        let engine = tight.request_arena_bytes(HALF).start().unwrap();
         let ping = engine.node("ping").unwrap();
         std::thread::scope(|scope| {
             for thread in 0..5 {
