@@ -61,8 +61,8 @@ impl Correlation {
             counters.terminals_received.add_as_reader();
         }
         match state {
-            HopState::Foreign => self.reject(counters, frame, now_ns),
-            HopState::Past => self.drop_frame(counters, frame, now_ns),
+            HopState::Foreign if self.is_of_open_root(ticket) => self.reject(counters, frame, now_ns),
+            HopState::Foreign | HopState::Past => self.drop_frame(counters, frame, now_ns),
             HopState::Open | HopState::NeverIssued => {
                 let index = self.root_of(frame);
                 let generation = self.roots[index as usize].generation();
@@ -74,6 +74,16 @@ impl Correlation {
             }
         }
         Ok(Standing::Dropped)
+    }
+
+    /// Whether the root of a hop that seems to be asked of somebody else is the one that opened it. If not, the
+    /// entry is being opened anew for the next one, its lane before its generation, and the frame is a late one.
+    /// Acquire: the lane was read before the state that says whose it was.
+    #[cold]
+    fn is_of_open_root(&self, ticket: Ticket) -> bool {
+        fence(Ordering::Acquire);
+        let root = &self.roots[ticket.slot() as usize / self.sizes.max_branches];
+        root.open_generation().is_some_and(|generation| !is_later(generation, ticket.generation()))
     }
 
     /// Judges a terminal, or the end of a branch. `fill` puts the payload's words into the cell that it is given,
