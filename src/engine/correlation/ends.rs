@@ -468,3 +468,45 @@ impl Correlation {
             && root.tags.load(Ordering::Relaxed) == tags(&identity)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::{Admission, Phase, Sizes};
+    use super::*;
+
+    const ASKED: Source = Source { lane: 0, incarnation: 1 };
+    const OTHER: Source = Source { lane: 1, incarnation: 1 };
+
+    fn table() -> Correlation {
+        let sizes = Sizes { roots: 1, max_branches: 2, completed_history: 4, lanes: 2, inline_bytes: 8 };
+        Correlation::new(sizes, 1)
+    }
+
+    fn terminal(ticket: Ticket, trace_id: TraceId) -> Envelope {
+        let trace_id = trace_id.to_words();
+        Envelope { trace_id, ticket: ticket.0, kind: kind::TERMINAL, ..Envelope::default() }
+    }
+
+    #[test]
+    fn ledger_01_only_an_open_request_has_foreign_frames() {
+        let table = table();
+        let group = GroupId(0);
+        let identity = Identity::default();
+        let admission = Admission { identity, deadline_ns: 0, home: 0, target: Some(ASKED), group };
+        let admitted = table.register(&admission).expect("there is a place");
+        let frame = terminal(admitted.ticket, admitted.trace_id);
+        let judge = |source| {
+            let outcome = Outcome::Inline { len: 0 };
+            assert_eq!(table.frame(source, &frame, LastMark::No, outcome, 1, |_| {}), Ok(Verdict::Dropped));
+            let counters = table.all_counters();
+            (counters.rejected_terminal, counters.late_reply_drop)
+        };
+        assert_eq!(judge(OTHER), (1, 0));
+        assert!(table.end(admitted.root, None, Outcome::Cancelled, 2, |_, _| false).is_some());
+        assert_eq!(table.phase(admitted.root), Phase::Ended);
+        table.free(admitted.root.index);
+        // As far as the next user has got when it has given the entry its lane, and not yet its generation.
+        table.hops[0].assign(OTHER);
+        assert_eq!(judge(ASKED), (1, 1), "late, and nobody lies");
+    }
+}
