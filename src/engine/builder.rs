@@ -125,7 +125,8 @@ impl EngineBuilder {
     );
 
     /// For development only: this secret in place of random bytes, so that a recorded session can be read. The
-    /// start summary says so. Two copies of it are wiped at the end, the caller's own is not touched.
+    /// start summary says so. It is wiped after the start, or with the engine if a group may be restarted; the
+    /// caller's own copy is not touched.
     pub fn development_secret(mut self, secret: &[u8; SECRET_BYTES]) -> Self {
         self.secret = Some(Arc::new(Secret::take(&mut secret.clone())));
         self

@@ -28,6 +28,7 @@ use crate::plan::budget::{self, Supply};
 use crate::plan::error::PlanError;
 use crate::plan::loopback::Loopback;
 use crate::plan::placement::Placement;
+use crate::plan::restart::Restart;
 use crate::plan::settings::Profile;
 use crate::supervisor::{
     self, Capture, Patience, StartError, StartStep, Started, Worker, WorkerEvent, WorkerNotice, WorkerSpec,
@@ -52,8 +53,12 @@ pub(super) fn start(builder: EngineBuilder) -> Result<Engine, StartError> {
     let placement = placement.with_unserved(&builder.unserved);
     let start = Start { in_memory, geometry, placement: &placement, builder: &builder };
     let bell = EventFd::new().map_err(start.system(StartStep::Spawn))?;
-    let recipe = start.recipe()?;
+    let mut recipe = start.recipe()?;
     let (started, capture) = start.workers(&bell, &recipe)?;
+    if placement.groups.iter().all(|group| group.restart == Restart::never()) {
+        // Nobody will be started any more.
+        recipe.secret = None;
+    }
     let mut workers = Vec::new();
     let mut ends = Vec::new();
     for Started { worker, lane } in started {
