@@ -269,7 +269,7 @@ fn boot_04_one_that_fails_takes_the_others_with_it() {
         let (births, lines) = births(plan.clone());
         assert_eq!(refused(births, &lines), said);
         let ups = texts(&lines).iter().filter(|text| *text == "up").count();
-        assert_eq!(ups, 3, "they were ready before the failure was seen");
+        assert!(ups <= 3, "all are awaited at once: some may not have been built when the failure was seen");
     }
     // What comes behind it in the plan is gone, too.
     let plan = Plan::new().group("bad", ["exits"]).group("b", ["up1"]);
