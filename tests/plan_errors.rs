@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use handbell::{App, Plan, PlanError, Resource, StartError};
+use handbell::{App, Plan, PlanError, Resource, Restart, StartError};
 
 const HEAD: &str = "\
 # What is wrong with a plan
@@ -93,6 +93,7 @@ fn plans() -> Vec<(&'static str, Plan)> {
         plan().group("g", ["a"]).local().cwd("/x"),
         plan().group("g", ["a"]).local().limit(Resource::Core, 0),
         plan().group("g", ["a"]).local().pin(0),
+        plan().group("g", ["a"]).local().restart(Restart::on_failure(1)),
         plan().group("g", ["a"]).env("A", "1").inherit_env("A"),
         plan().group("g", ["a"]).command([""; 0]),
         plan().group("g", ["a"]).command(["", "--fast"]),

@@ -65,12 +65,14 @@ fn handoff_04_workers_killed_at_random_moments_leave_nothing() {
     let moments = [const { AtomicU64::new(0) }; 3];
     rounds("workers killed", |numbers| {
         let notices = Notices::default();
-        // A birth takes about half of it.
-        let after = Duration::from_micros(numbers.below(60_000));
+        let (in_birth, after) = (numbers.below(3) == 0, Duration::from_micros(numbers.below(30_000)));
         let which = numbers.below(2) as usize;
         let is_over = AtomicBool::new(false);
         let moment = std::thread::scope(|scope| {
             scope.spawn(|| {
+                until("it is time", || {
+                    in_birth || is_over.load(Ordering::SeqCst) || notices.has(&WorkerEvent::Ready)
+                });
                 std::thread::sleep(after);
                 until("there is somebody to kill", || {
                     is_over.load(Ordering::SeqCst) || kill_worker(&notices, which)

@@ -2,7 +2,7 @@
 //! STOP-IPC-01 to -03, BOOT-03, HUNG-01. Real processes through the public engine.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use handbell::testing::{self, RawWorker};
@@ -31,7 +31,9 @@ fn main() {
     common::app().serve_if_worker();
     common::run(tests![
         stop_ipc_01_the_events_of_a_life_come_in_order,
+        stop_ipc_01_a_drain_and_a_stop_may_come_at_once,
         stop_ipc_02_a_worker_paused_for_longer_than_a_message_lives_obeys,
+        stop_ipc_04_a_worker_that_ends_by_itself_takes_its_children_along,
         stop_ipc_03_each_child_ends_once_also_when_the_listener_panics,
         stop_ipc_03_a_listener_may_stop_the_engine,
         stop_ipc_03_a_sink_may_drop_the_engine,
@@ -114,6 +116,20 @@ fn stop_ipc_01_the_events_of_a_life_come_in_order() {
     assert_eq!(notices.events(), [Started, Ready, BY_FORCE]);
 }
 
+fn stop_ipc_01_a_drain_and_a_stop_may_come_at_once() {
+    use WorkerEvent::{Drained, Ready, Started};
+    let (builder, notices) = heard(engine(&["echo"]).term_timeout(s(60)));
+    let (engine, _) = started(builder, "echo");
+    kill(worker_pid(&engine), Signal::STOP);
+    std::thread::scope(|scope| {
+        let stops = scope.spawn(|| engine.stop(Drain::within(Duration::ZERO)));
+        std::thread::sleep(Duration::from_millis(300));
+        kill(worker_pid(&engine), Signal::CONT);
+        assert_eq!(stops.join().unwrap().workers[0].mode, StopMode::Graceful);
+    });
+    assert_eq!(notices.events(), [Started, Ready, Drained, GRACEFULLY]);
+}
+
 fn stop_ipc_02_a_worker_paused_for_longer_than_a_message_lives_obeys() {
     let (builder, notices) = heard(engine(&["echo"]).term_timeout(s(40)));
     let (engine, _) = started(builder, "echo");
@@ -128,6 +144,26 @@ fn stop_ipc_02_a_worker_paused_for_longer_than_a_message_lives_obeys() {
     });
     assert_eq!((report.workers[0].mode, report.workers[0].cause), (StopMode::Graceful, Cause::Exit(0)));
     assert_eq!(notices.events().last(), Some(&GRACEFULLY));
+}
+
+fn stop_ipc_04_a_worker_that_ends_by_itself_takes_its_children_along() {
+    static MAY_GO_ON: AtomicBool = AtomicBool::new(false);
+    // The engine's thread is held up before it can look after the dead.
+    let builder = engine(&["grandchild"]).term_timeout(s(60)).on_worker_event(|notice| {
+        while notice.event == WorkerEvent::Drained && !MAY_GO_ON.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    let (engine, grandchild) = started(builder, "grandchild");
+    let pid = u32::from_le_bytes(engine.call_as(grandchild, b"", far()).unwrap()) as i32;
+    assert!(is_alive(pid));
+    std::thread::scope(|scope| {
+        let stops = scope.spawn(|| stop(&engine));
+        until("the child's child is gone", || !is_alive(pid));
+        assert!(!stops.is_finished());
+        MAY_GO_ON.store(true, Ordering::SeqCst);
+        assert_eq!(stops.join().unwrap().workers[0].mode, StopMode::Graceful);
+    });
 }
 
 /// What was told of each worker's end.

@@ -52,6 +52,14 @@ impl Payload<'_> {
         }
     }
 
+    /// The same payload, holding no room in a lane.
+    fn without_block(self) -> Self {
+        match self {
+            Self::Block(_, block, len) => Self::Staged(block[..len].to_vec().into_boxed_slice(), len),
+            payload => payload,
+        }
+    }
+
     /// A loan whose worker has died since is sent to the successor from private memory.
     #[inline(always)]
     fn without_block_of_another(self, source: Source) -> Self {
@@ -261,7 +269,9 @@ impl Shared {
         outbound: &Outbound,
         payload: Payload<'a>,
     ) -> Result<Admitted, NotTaken<'a>> {
-        let mut payload = Some(payload);
+        // Who waits holds nothing that others wait for: a loan's block goes back, its bytes wait in private memory.
+        let mut payload = Some(payload.without_block());
+        self.loan_ended(outbound.lane);
         let mut settled = None;
         let try_again = || match self.submit(outbound, payload.take().expect("given back when busy")) {
             Err(NotTaken::Busy(back)) => {

@@ -161,7 +161,19 @@ where
         let lanes = if order.is_some() { shared.lanes_from(self.target) } else { Box::default() };
         let Self { engine, target, inputs, manner } = self;
         let flights = VecDeque::with_capacity(window);
-        Ok(Run { engine, target, inputs, manner, order, lanes, flights, sent: 0, taken: 0, is_over: false })
+        Ok(Run {
+            engine,
+            target,
+            inputs,
+            manner,
+            order,
+            lanes,
+            flights,
+            put_aside: None,
+            sent: 0,
+            taken: 0,
+            is_over: false,
+        })
     }
 }
 
@@ -186,6 +198,8 @@ pub struct Run<'e, I: Iterator> {
     lanes: Box<[u16]>,
     /// The oldest first; it has number `taken`.
     flights: VecDeque<Flight>,
+    /// The next input, for which there was no room.
+    put_aside: Option<I::Item>,
     sent: u64,
     taken: u64,
     /// No more inputs are taken.
@@ -204,16 +218,20 @@ where
     /// Sends inputs until the window is full, or there is no room before an older one has been taken.
     fn fill(&mut self) {
         while !self.is_over && self.flights.len() < self.manner.window && self.has_room() {
-            let Some(input) = self.inputs.next() else {
+            let Some(input) = self.put_aside.take().or_else(|| self.inputs.next()) else {
                 self.is_over = !self.manner.asks_again;
                 return;
             };
-            let number = self.sent;
-            self.sent += 1;
-            let flight = match self.send(number, &input) {
-                Ok(pending) => Flight::Pending(pending),
+            let flight = match self.send(self.sent, &input) {
+                Ok(Some(pending)) => Flight::Pending(pending),
+                // What it lacks may be what an older input holds.
+                Ok(None) => {
+                    self.put_aside = Some(input);
+                    return;
+                }
                 Err(error) => Flight::Refused(error),
             };
+            self.sent += 1;
             self.flights.push_back(flight);
         }
     }
@@ -223,7 +241,8 @@ where
         self.flights.is_empty() || !self.engine.shared().is_full(self.target)
     }
 
-    fn send(&self, number: u64, input: &I::Item) -> Result<Pending, CallError> {
+    /// Sends an input; none if there is no room, which is waited for only while nothing is in flight.
+    fn send(&self, number: u64, input: &I::Item) -> Result<Option<Pending>, CallError> {
         let shared = self.engine.shared();
         let outbound = Outbound {
             target: self.target,
@@ -232,12 +251,18 @@ where
             key: self.manner.key.as_ref().map(|key| key(number, input)),
             lane: None,
         };
+        let may_wait = self.flights.is_empty();
+        let bytes = Payload::Bytes(input.as_ref());
         let admitted = match &self.order {
-            None => shared.submit_waiting(&outbound, Payload::Bytes(input.as_ref())),
-            Some(order) => shared.submit_in_order(order, number, &outbound, input.as_ref()),
+            None if may_wait => shared.submit_waiting(&outbound, bytes),
+            None => shared.submit(&outbound, bytes),
+            Some(order) => shared.submit_in_order(order, number, &outbound, input.as_ref(), may_wait),
         };
-        let admitted = admitted.map_err(settled)?;
-        Ok(Pending::new(Arc::clone(shared), admitted.root, admitted.trace_id))
+        match admitted {
+            Ok(admitted) => Ok(Some(Pending::new(Arc::clone(shared), admitted.root, admitted.trace_id))),
+            Err(NotTaken::Busy(_)) => Ok(None),
+            Err(refused) => Err(settled(refused).into()),
+        }
     }
 
     fn take(&mut self, flight: Flight) -> Result<Reply, CallError> {
@@ -326,13 +351,14 @@ impl Shared {
             })
     }
 
-    /// Takes an input of a run; waits for a place in the table until the deadline.
+    /// Takes an input of a run; waits for a place in the table until the deadline, if it may.
     fn submit_in_order<'a>(
         &self,
         order: &Arc<InOrder>,
         number: u64,
         outbound: &Outbound,
         input: &'a [u8],
+        may_wait: bool,
     ) -> Result<Admitted, NotTaken<'a>> {
         let group = self.may_enter(outbound)?;
         let limit = self.max_payload();
@@ -348,6 +374,9 @@ impl Shared {
         };
         let mut admitted = self.correlation.register(&admission);
         if matches!(admitted, Err(Refused::Full)) {
+            if !may_wait {
+                return Err(NotTaken::Busy(Payload::Bytes(input)));
+            }
             self.wait_for_room(outbound, || {
                 admitted = self.correlation.register(&admission);
                 !matches!(admitted, Err(Refused::Full))

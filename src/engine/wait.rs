@@ -86,11 +86,14 @@ impl<'s> Watch<'s> {
     /// Reads or runs what the root does not wait for itself.
     #[inline(always)]
     fn look_along_the_run(&self) -> bool {
-        !self.run.is_empty()
-            && self.others().fold(false, |found, lane| {
-                // As above, and who has got what it waits for need not look further.
-                !self.has_ended() && self.shared.look_at(lane) || found
-            })
+        let mut found = false;
+        if !self.run.is_empty() {
+            for lane in self.others() {
+                // As above: who has got what it waits for need not look further.
+                found |= !self.has_ended() && self.shared.look_at(lane);
+            }
+        }
+        found
     }
 
     fn others(&self) -> impl Iterator<Item = &'s Lane> {

@@ -126,7 +126,8 @@ impl Plan {
         self.of_group("idempotent", |group| group.idempotent = true)
     }
 
-    /// Of the last group: runs inside the engine, in both profiles. It has no process of its own.
+    /// Of the last group: runs inside the engine, in both profiles. It has no process of its own. A node of it must
+    /// not call into its own group and wait: nobody else runs it meanwhile.
     pub fn local(self) -> Self {
         self.of_group("local", |group| group.local = true)
     }

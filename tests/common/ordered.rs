@@ -108,8 +108,10 @@ pub fn app() -> App {
         })
         .node("doomed", |request, output| {
             let frame = Frame::of(request.payload());
-            while frame.input == 0 {
-                std::thread::park();
+            if frame.input == 0 {
+                loop {
+                    std::thread::park();
+                }
             }
             Ok(output.emit(&frame.child(0))?)
         })

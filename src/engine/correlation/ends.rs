@@ -61,8 +61,8 @@ impl Correlation {
             counters.terminals_received.add_as_reader();
         }
         match state {
-            HopState::Foreign => self.reject(counters, frame, now_ns),
-            HopState::Past => self.drop_frame(counters, frame, now_ns),
+            HopState::Foreign if self.is_of_open_root(ticket) => self.reject(counters, frame, now_ns),
+            HopState::Foreign | HopState::Past => self.drop_frame(counters, frame, now_ns),
             HopState::Open | HopState::NeverIssued => {
                 let index = self.root_of(frame);
                 let generation = self.roots[index as usize].generation();
@@ -74,6 +74,16 @@ impl Correlation {
             }
         }
         Ok(Standing::Dropped)
+    }
+
+    /// Whether the root of a hop that seems to be asked of somebody else is the one that opened it. If not, the
+    /// entry is being opened anew for the next one, its lane before its generation, and the frame is a late one.
+    /// Acquire: the lane was read before the state that says whose it was.
+    #[cold]
+    fn is_of_open_root(&self, ticket: Ticket) -> bool {
+        fence(Ordering::Acquire);
+        let root = &self.roots[ticket.slot() as usize / self.sizes.max_branches];
+        root.open_generation().is_some_and(|generation| !is_later(generation, ticket.generation()))
     }
 
     /// Judges a terminal, or the end of a branch. `fill` puts the payload's words into the cell that it is given,
@@ -456,5 +466,47 @@ impl Correlation {
         root.trace_id[0].load(Ordering::Relaxed) == frame.trace_id[0]
             && root.trace_id[1].load(Ordering::Relaxed) == frame.trace_id[1]
             && root.tags.load(Ordering::Relaxed) == tags(&identity)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::{Admission, Phase, Sizes};
+    use super::*;
+
+    const ASKED: Source = Source { lane: 0, incarnation: 1 };
+    const OTHER: Source = Source { lane: 1, incarnation: 1 };
+
+    fn table() -> Correlation {
+        let sizes = Sizes { roots: 1, max_branches: 2, completed_history: 4, lanes: 2, inline_bytes: 8 };
+        Correlation::new(sizes, 1)
+    }
+
+    fn terminal(ticket: Ticket, trace_id: TraceId) -> Envelope {
+        let trace_id = trace_id.to_words();
+        Envelope { trace_id, ticket: ticket.0, kind: kind::TERMINAL, ..Envelope::default() }
+    }
+
+    #[test]
+    fn ledger_01_only_an_open_request_has_foreign_frames() {
+        let table = table();
+        let group = GroupId(0);
+        let identity = Identity::default();
+        let admission = Admission { identity, deadline_ns: 0, home: 0, target: Some(ASKED), group };
+        let admitted = table.register(&admission).expect("there is a place");
+        let frame = terminal(admitted.ticket, admitted.trace_id);
+        let judge = |source| {
+            let outcome = Outcome::Inline { len: 0 };
+            assert_eq!(table.frame(source, &frame, LastMark::No, outcome, 1, |_| {}), Ok(Verdict::Dropped));
+            let counters = table.all_counters();
+            (counters.rejected_terminal, counters.late_reply_drop)
+        };
+        assert_eq!(judge(OTHER), (1, 0));
+        assert!(table.end(admitted.root, None, Outcome::Cancelled, 2, |_, _| false).is_some());
+        assert_eq!(table.phase(admitted.root), Phase::Ended);
+        table.free(admitted.root.index);
+        // As far as the next user has got when it has given the entry its lane, and not yet its generation.
+        table.hops[0].assign(OTHER);
+        assert_eq!(judge(ASKED), (1, 1), "late, and nobody lies");
     }
 }
