@@ -43,9 +43,12 @@ fn pid(engine: &Engine) -> i32 {
 
 /// Kills the first worker, and waits until another serves in its place.
 fn kill_and_wait(engine: &Engine) {
-    let old = pid(engine);
+    let (old, count) = (pid(engine), engine.worker_pids().len());
     kill(old, Signal::KILL);
-    until("a successor serves", || ![0, old].contains(&pid(engine)));
+    until("a successor serves", || {
+        let pids = engine.worker_pids();
+        pids.len() == count && !pids.contains(&old)
+    });
 }
 
 fn restart_01_a_dead_worker_gets_a_successor() {
