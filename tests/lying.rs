@@ -427,9 +427,10 @@ fn words_that_only_the_worker_reads_may_be_anything() {
 
 fn a_lie_while_nobody_waits_is_found() {
     let (engine, node) = start();
-    let pending = engine.request(node).dispatch(b"kind 77").unwrap();
-    engine.request(node).dispatch(b"keep").unwrap().detach();
     let pid = worker_pid(&engine);
+    // The lie last: from then on the worker may be dead at any moment.
+    engine.request(node).dispatch(b"keep").unwrap().detach();
+    let pending = engine.request(node).dispatch(b"kind 77").unwrap();
     until("the worker is gone", || !is_alive(pid));
     until("both have ended", || engine.counters().failed == 2);
     assert_eq!(transport(pending.wait().unwrap_err()), Cause::Killed(KilledFor::Corruption(Rule::Kind)));
