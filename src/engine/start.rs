@@ -91,9 +91,7 @@ impl Drop for Abandoned<'_> {
     fn drop(&mut self) {
         let processes: Vec<_> = self.start.processes().collect();
         for (worker, (group, process)) in self.workers.iter().zip(processes).rev() {
-            worker.kill();
-            let _ = crate::os::poll::readable_within(worker.pidfd(), None);
-            worker.reap();
+            worker.end();
             let notice = WorkerNotice {
                 group: self.start.placement.group_name(group).into(),
                 process,

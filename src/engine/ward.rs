@@ -12,6 +12,7 @@ use super::stop::{StopMode, WorkerStop};
 use crate::base::failure::{Cause, KilledFor};
 use crate::base::ids::{NodeId, Ticket};
 use crate::doorbell::{Ended, Report};
+use crate::lane::EngineEnd;
 use crate::os::child::Exit;
 use crate::os::clock;
 use crate::os::poll::Poller;
@@ -214,14 +215,7 @@ impl Ward {
         if due_ns.is_some() {
             take_back(shared, link);
         }
-        let open =
-            shared.correlation.end_all_of(link.source, due_ns.is_some(), cause, now_ns, shared.started());
-        shared.after(open);
-        shared.purge(link);
-        link.wake_everybody(&shared.correlation);
-        // What stood in front of the lane may have kept new requests of any group out.
-        fence(Ordering::SeqCst);
-        shared.room_came_free();
+        end_what_is_open(shared, link, due_ns.is_some(), cause, now_ns);
         let gracefully = asked_to && exit == Exit::Code(0);
         self.tell(
             shared,
@@ -276,8 +270,9 @@ impl Ward {
         result: Result<Revived, StartError>,
     ) {
         let now_ns = clock::monotonic_ns();
-        let Ok(Revived { started, capture }) = result else {
-            self.succession = Succession::None;
+        self.succession = Succession::None;
+        let Some((lane, worker)) = result.ok().and_then(|revived| self.take_on(revived, poller, token))
+        else {
             let stopping = shared.stopping_workers.load(Ordering::SeqCst);
             match self.lives.after_death(now_ns).filter(|_| !stopping) {
                 Some(due_ns) => self.succession = Succession::DueAt(due_ns),
@@ -285,19 +280,11 @@ impl Ward {
             }
             return;
         };
-        self.capture = Some(capture);
-        self.succession = Succession::None;
-        let worker = Arc::new(started.worker);
         let seat = shared.lanes[usize::from(self.lane)].seat().expect("the lane of a worker");
         let former = seat.link();
-        seat.begin_life(started.lane, true);
-        self.worker = Some(Arc::clone(&worker));
+        seat.begin_life(lane, true);
         self.liveness = Liveness::new(self.patience, now_ns);
         self.has_left = false;
-        if self.watch(poller, token).is_err() {
-            // Without being watched it cannot be kept: its death shows at the next look.
-            worker.kill();
-        }
         shared.workers.lock().living.insert(self.lane, Arc::clone(&worker));
         if shared.stopping_workers.load(Ordering::SeqCst) {
             worker.tell_to_stop();
@@ -312,21 +299,44 @@ impl Ward {
         shared.room_came_free();
     }
 
+    /// Watches a worker that is ready; one that cannot be watched is ended.
+    fn take_on(&mut self, revived: Revived, poller: &Poller, token: u64) -> Option<(EngineEnd, Arc<Worker>)> {
+        let Revived { started, capture } = revived;
+        let worker = self.worker.insert(Arc::new(started.worker));
+        let worker = Arc::clone(worker);
+        if self.watch(poller, token).is_err() {
+            self.worker = None;
+            worker.end();
+            poller.remove(worker.pidfd());
+            poller.remove(worker.socket());
+            return None;
+        }
+        self.capture = Some(capture);
+        Some((started.lane, worker))
+    }
+
     /// There is to be no successor after all.
     fn give_up(&mut self, shared: &Shared, cause: Cause) {
         self.succession = Succession::None;
         let link = shared.link(self.lane);
         link.give_up();
         fence(Ordering::SeqCst);
-        let now_ns = clock::monotonic_ns();
-        shared.after(shared.correlation.end_all_of(link.source, false, cause, now_ns, shared.started()));
-        shared.purge(link);
-        link.wake_everybody(&shared.correlation);
-        shared.room_came_free();
+        end_what_is_open(shared, link, false, cause, clock::monotonic_ns());
         if cause != Cause::Stopped {
             self.tell(shared, WorkerEvent::GivenUp);
         }
     }
+}
+
+/// Ends what a dead worker owes; with a successor, what that is not to have.
+fn end_what_is_open(shared: &Shared, link: &Link, has_successor: bool, cause: Cause, now_ns: u64) {
+    let open = shared.correlation.end_all_of(link.source, has_successor, cause, now_ns, shared.started());
+    shared.after(open);
+    shared.purge(link);
+    link.wake_everybody(&shared.correlation);
+    // What stood in front of the lane may have kept new requests of any group out.
+    fence(Ordering::SeqCst);
+    shared.room_came_free();
 }
 
 /// What the dead worker had not begun, or what may run again, is to be had by its successor.

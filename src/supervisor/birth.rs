@@ -509,9 +509,7 @@ impl<'a> Unborn<'a> {
 impl Drop for Unborn<'_> {
     fn drop(&mut self) {
         if let Some(worker) = self.worker.take() {
-            worker.kill();
-            let _ = readable_within(worker.pidfd(), None);
-            worker.reap();
+            worker.end();
             self.spec.tell(worker.pid(), WorkerEvent::Stopped { gracefully: false });
         }
     }

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::output::Tail;
 use crate::doorbell::{Connection, Ended, EngineSession, Rejects, Report, Session};
 use crate::os::child::{self, Exit};
+use crate::os::poll::readable_within;
 use crate::os::{clock, socket};
 
 /// SIGTERM and SIGCONT; the numbers are the same on every processor that this crate supports.
@@ -190,6 +191,13 @@ impl Worker {
     /// How it ended, if it has; it stays unreaped, so that its group can still be killed.
     pub fn exit(&self) -> Option<Exit> {
         child::exit_of(self.pidfd()).ok().flatten()
+    }
+
+    /// Kills it and its group, waits for its end and reaps it.
+    pub fn end(&self) {
+        self.kill();
+        let _ = readable_within(self.pidfd(), None);
+        self.reap();
     }
 
     /// Reaps it. Its numbers may belong to somebody else after this.

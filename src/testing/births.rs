@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::base::ids::GroupId;
 use crate::base::waiting::Waiting;
 use crate::os::cpu;
-use crate::os::poll::{EventFd, readable_within};
+use crate::os::poll::EventFd;
 use crate::plan::loopback::Loopback;
 use crate::plan::plan::Plan;
 use crate::plan::settings::Settings;
@@ -110,9 +110,7 @@ impl Workers {
 impl Drop for Workers {
     fn drop(&mut self) {
         for Started { worker, .. } in &self.started {
-            worker.kill();
-            let _ = readable_within(worker.pidfd(), None);
-            worker.reap();
+            worker.end();
         }
     }
 }
