@@ -17,7 +17,7 @@ use crate::os::clock;
 use crate::os::futex::Word;
 use crate::shm::arena::Block;
 use crate::shm::spin::Next;
-use crate::wire::envelope::{ENGINE, Envelope, kind, status};
+use crate::wire::envelope::{ENGINE, Envelope};
 
 /// Without a worker's lane: how often one looks who waits for room while somebody else runs a request.
 const LOCAL_LOOK: Duration = Duration::from_micros(50);
@@ -115,7 +115,7 @@ impl Shared {
         if self.holds_too_much() {
             return Err(NotTaken::Busy(payload));
         }
-        let lane = outbound.lane.map_or_else(|| self.lane_for(group, outbound.key), usize::from);
+        let lane = self.lane_in(group, outbound);
         match &self.lanes[lane] {
             Lane::Worker(seat) => self.submit_to_lane(seat.link(), group, outbound, payload),
             Lane::Local(local) => local.submit(&self.correlation, outbound, payload),
@@ -211,20 +211,9 @@ impl Shared {
             return Err(NotTaken::Busy(payload));
         };
         self.correlation.placed(admitted.ticket, position);
-        let identity = outbound.identity;
-        let envelope = Envelope {
-            trace_id: admitted.trace_id.to_words(),
-            ticket: admitted.ticket.0,
-            deadline_ns: outbound.deadline_ns,
-            reply_to: identity.reply_to,
-            run: identity.run,
-            scenario: identity.scenario,
-            target: outbound.target.0,
-            source: ENGINE,
-            kind: kind::EXECUTE,
-            status: status::SUCCESS,
-            ..Envelope::default()
-        };
+        let identity = Identity { trace_id: admitted.trace_id, ..outbound.identity };
+        let envelope =
+            Envelope::execute(&identity, admitted.ticket, outbound.deadline_ns, ENGINE, outbound.target);
         let staged;
         let outgoing = match (outgoing, payload) {
             (Some((block, len)), _) | (None, Payload::Block(_, block, len)) => Outgoing::Block(block, len),
@@ -408,8 +397,13 @@ impl Shared {
 
     /// The lane that a request is to take, as things are now.
     fn lane_of(&self, outbound: &Outbound) -> usize {
-        let chosen = || self.lane_for(self.group_of(outbound.target), outbound.key);
-        outbound.lane.map_or_else(chosen, usize::from)
+        self.lane_in(self.group_of(outbound.target), outbound)
+    }
+
+    /// The same for a request whose group is known.
+    #[inline(always)]
+    fn lane_in(&self, group: GroupId, outbound: &Outbound) -> usize {
+        outbound.lane.map_or_else(|| self.lane_for(group, outbound.key), usize::from)
     }
 
     pub fn dead(&self, link: &Link, group: GroupId) -> Failure {
@@ -464,11 +458,9 @@ impl Shared {
 
     /// Reads the request's lane once, so that what its replies free can be used.
     pub fn look_for_room(&self, outbound: &Outbound) {
-        if let Some(link) = self.lanes[self.lane_of(outbound)].link()
-            && self.read(link)
-        {
-            link.stop_looking_after_read(&self.correlation);
-            self.arm_for_awaited(link);
+        let lane = &self.lanes[self.lane_of(outbound)];
+        if lane.link().is_some() {
+            self.look_at(lane);
         }
     }
 }

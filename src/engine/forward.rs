@@ -15,11 +15,10 @@ use super::correlation::{Aftermath, Branch, Outcome, RootKey};
 use super::link::Link;
 use super::local::Job;
 use super::shared::{Lane, Shared};
-use crate::base::failure::Cause;
 use crate::base::ids::{NodeId, Ticket};
 use crate::base::sync::{AtomicU64, Ordering, fence};
 use crate::lane::{HeldBlock, Outgoing};
-use crate::wire::envelope::{Envelope, kind, status};
+use crate::wire::envelope::Envelope;
 
 /// Inline payloads up to this are handed on without an allocation.
 const SMALL_BYTES: usize = 256;
@@ -124,7 +123,8 @@ impl Shared {
                     self.put_in_front(link, &branch, onward, payload, wakes);
                 }
                 // The full fence inside the sending, or behind the queueing, stands between the hop's lane and this.
-                if if was_sent { !link.is_live() } else { link.is_lost() } {
+                let is_in_vain = if was_sent { !link.is_live() } else { link.is_lost() };
+                if is_in_vain {
                     self.end_on_dead_lane(link, branch.root, wakes);
                 }
             }
@@ -157,19 +157,8 @@ impl Shared {
         let Ok(position) = link.end.claim() else { return false };
         branch.place(position);
         let identity = self.correlation.identity(branch.root.index);
-        let envelope = Envelope {
-            trace_id: identity.trace_id.to_words(),
-            ticket: branch.ticket.0,
-            deadline_ns: self.correlation.deadline_ns(branch.root.index),
-            reply_to: identity.reply_to,
-            run: identity.run,
-            scenario: identity.scenario,
-            target: onward.target.0,
-            source: onward.source,
-            kind: kind::EXECUTE,
-            status: status::SUCCESS,
-            ..Envelope::default()
-        };
+        let deadline_ns = self.correlation.deadline_ns(branch.root.index);
+        let envelope = Envelope::execute(&identity, branch.ticket, deadline_ns, onward.source, onward.target);
         link.end.send(position, envelope, outgoing);
         // Behind the full fence inside `send`: who ends the root ends it, fences, then looks for its positions.
         if !self.correlation.is_open(branch.root) {
@@ -281,7 +270,7 @@ impl Shared {
     /// The root has a frame for a lane whose worker is dead, and whoever settled that may have looked before.
     #[cold]
     pub fn end_on_dead_lane(&self, link: &Link, root: RootKey, wakes: &mut Wakes) {
-        let outcome = Outcome::Failed(link.cause().unwrap_or(Cause::Exit(0)));
+        let outcome = Outcome::Failed(self.cause_of(link));
         let now_ns = self.read_clock();
         let ended = self.correlation.end(root, Some(link.source), outcome, now_ns, |_, _| false);
         self.after_all(ended.into_iter().collect(), wakes);

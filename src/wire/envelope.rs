@@ -7,6 +7,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::base::ids::{Identity, NodeId, Ticket};
+
 /// One frame's head. All fields in the machine's byte order: a segment never leaves the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -81,6 +83,30 @@ pub mod flags {
 }
 
 impl Envelope {
+    /// A frame that asks for `target`; the ring adds sequence and payload.
+    #[inline(always)]
+    pub(crate) fn execute(
+        identity: &Identity,
+        ticket: Ticket,
+        deadline_ns: u64,
+        source: u16,
+        target: NodeId,
+    ) -> Self {
+        Self {
+            trace_id: identity.trace_id.to_words(),
+            ticket: ticket.0,
+            deadline_ns,
+            reply_to: identity.reply_to,
+            run: identity.run,
+            scenario: identity.scenario,
+            target: target.0,
+            source,
+            kind: kind::EXECUTE,
+            status: status::SUCCESS,
+            ..Self::default()
+        }
+    }
+
     /// The envelope as it stands in a slot.
     pub fn to_words(self) -> [u64; ENVELOPE_WORDS] {
         zerocopy::transmute!(self)
