@@ -2,7 +2,7 @@
 //!
 //! Under `--cfg loom` the same code runs against loom's atomics. Elsewhere `src/` names `std::sync::atomic` only
 //! for words that the kernel waits on (`os/futex.rs`), for words in mapped memory (`shm/view.rs`), which cannot
-//! be modelled as private atomics, and for flags that no model checks; `tests/structure.rs` lists the files.
+//! be modelled as private atomics, and for flags that no model checks; `tests/structure/main.rs` lists the files.
 
 #[cfg(loom)]
 pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
