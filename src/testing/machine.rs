@@ -204,6 +204,11 @@ impl Machine {
         Some(Taken { end, group: group.0, started })
     }
 
+    /// Frees the place of a waiter that has ended, without a look at how.
+    pub fn forget(&self, waiter: &Waiter) {
+        self.correlation.free(waiter.admitted.root.index);
+    }
+
     // ---- frames ----
 
     /// Judges a terminal or the end of a branch, with these payload bytes.

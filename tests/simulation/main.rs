@@ -12,6 +12,7 @@
 mod history;
 mod model;
 mod numbers;
+mod workers;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;

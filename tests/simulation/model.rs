@@ -65,6 +65,8 @@ pub struct Model {
     pub events: Vec<Event>,
     live: Vec<Live>,
     reach: Vec<Vec<u16>>,
+    /// How many hops a path may have; 0 = any number.
+    max_hops: u16,
 }
 
 /// What a ticket names.
@@ -78,10 +80,10 @@ enum Named {
 }
 
 impl Model {
-    pub fn new(tables: Tables, reach: Vec<Vec<u16>>) -> Self {
+    pub fn new(tables: Tables, reach: Vec<Vec<u16>>, max_hops: u16) -> Self {
         let counters = vec![Counters::default(); tables.lanes];
         let (roots, hops, events, live) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { tables, roots, hops, counters, events, live, reach }
+        Self { tables, roots, hops, counters, events, live, reach, max_hops }
     }
 
     pub fn ticket(&self, hop: usize) -> u64 {
@@ -316,7 +318,6 @@ impl Model {
         frame: &Envelope,
         last: LastMark,
         groups: (u16, u16),
-        max_hops: u16,
         now_ns: u64,
         slot_given: Option<u32>,
     ) -> Result<Passed, String> {
@@ -334,7 +335,7 @@ impl Model {
         let depth = self.hops[hop].depth + 1;
         if !self.is_open(root) || !self.is_identity(root, frame) {
             self.refuse(lane, frame, self.is_open(root), now_ns);
-        } else if max_hops != 0 && depth > u32::from(max_hops) {
+        } else if self.max_hops != 0 && depth > u32::from(self.max_hops) {
             passed = self.fail(lane, root, ExecutionClass::TooManyHops, groups.0, now_ns);
         } else if self.hops[hop].to_skip > 0 {
             self.hops[hop].to_skip -= 1;
