@@ -31,6 +31,13 @@ pub(super) struct Deadlines {
     roots: usize,
 }
 
+#[inline(always)]
+fn lower(bound: &AtomicU64, deadline_ns: u64) {
+    if bound.load(Ordering::SeqCst) > deadline_ns {
+        bound.fetch_min(deadline_ns, Ordering::SeqCst);
+    }
+}
+
 impl Deadlines {
     pub fn new(roots: usize) -> Self {
         let never = || AtomicU64::new(NEVER);
@@ -44,12 +51,10 @@ impl Deadlines {
         if deadline_ns == 0 {
             return;
         }
-        let region = &self.regions[root as usize / (BLOCK * REGION)];
-        for bound in [&region.bounds[root as usize / BLOCK % REGION], &region.earliest] {
-            if bound.load(Ordering::SeqCst) > deadline_ns {
-                bound.fetch_min(deadline_ns, Ordering::SeqCst);
-            }
-        }
+        let block = root as usize / BLOCK;
+        let region = &self.regions[block / REGION];
+        lower(&region.bounds[block % REGION], deadline_ns);
+        lower(&region.earliest, deadline_ns);
     }
 
     /// No deadline is earlier than this; `None` if there is none at all.
@@ -67,7 +72,9 @@ impl Deadlines {
             }
             region.earliest.swap(NEVER, Ordering::SeqCst);
             let mut earliest = NEVER;
-            for (block, bound) in region.bounds.iter().enumerate() {
+            // The last region may have fewer.
+            let blocks = (self.roots - number * BLOCK * REGION).div_ceil(BLOCK);
+            for (block, bound) in region.bounds.iter().take(blocks).enumerate() {
                 let mut lower = bound.load(Ordering::SeqCst);
                 if lower <= now_ns {
                     bound.swap(NEVER, Ordering::SeqCst);
