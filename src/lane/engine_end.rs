@@ -272,7 +272,8 @@ impl EngineEnd {
         // Relaxed: read by the holder of the reader role only after the worker answered this very frame,
         // which it can do only after the commit below.
         record.block.store(envelope.payload_at, Ordering::Relaxed);
-        self.request_ring.write_envelope(&self.request, position, envelope);
+        let [_, words @ ..] = envelope.to_words();
+        self.request_ring.write_envelope(&self.request, position, &words);
         self.request_ring.commit(&self.request, position);
         REQUEST_SIGNAL.wake(&self.request, &self.reply, position);
     }
@@ -451,8 +452,10 @@ impl EngineEnd {
         if freed == self.head.0.load(Ordering::Acquire) || record.ticket.load(Ordering::Relaxed) != ticket {
             return LastMark::Stray;
         }
-        let block = record.block.swap(0, Ordering::Relaxed);
+        // Only the holder of the role is here, and who sends into this slot again finds it freed first: no exchange.
+        let block = record.block.load(Ordering::Relaxed);
         if block != 0 {
+            record.block.store(0, Ordering::Relaxed);
             self.arena.take_back(block).expect("a sent block is published until its LAST");
         }
         record.ticket.store(0, Ordering::Relaxed);

@@ -12,7 +12,7 @@ mod engine_end;
 mod worker_end;
 
 pub use engine_end::{EngineEnd, Frame, FramePayload, HeldBlock, LastMark, Outgoing, Read};
-pub use worker_end::{Idleness, Incoming, NoRoom, WorkerEnd};
+pub use worker_end::{Idleness, Incoming, NoRoom, Said, WorkerEnd};
 
 use crate::shm::signal::Signal;
 use crate::wire::control;

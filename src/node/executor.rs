@@ -150,7 +150,7 @@ impl Executor {
         let state = &mut self.states[state];
         let request = Request {
             payload,
-            identity: incoming.identity,
+            identity: &incoming.identity,
             deadline_ns: incoming.deadline_ns,
             node: &node.name,
             group: self.placement.group_name(node.group),

@@ -88,7 +88,8 @@ fn memory() -> Arc<ModelMemory> {
 }
 
 fn publish(theirs: &ModelMemory, mine: &ModelMemory, position: u64) {
-    ring().write_envelope(mine, position, Envelope { ticket: 100 + position, ..Envelope::default() });
+    let [_, words @ ..] = Envelope { ticket: 100 + position, ..Envelope::default() }.to_words();
+    ring().write_envelope(mine, position, &words);
     ring().commit(mine, position);
     SIGNAL.wake(mine, theirs, position);
 }

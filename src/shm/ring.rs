@@ -105,10 +105,8 @@ impl Ring {
 
     /// Writes the envelope of a claimed position, all but its commit word.
     #[inline(always)]
-    pub fn write_envelope(&self, memory: &impl Memory, position: u64, envelope: Envelope) {
-        let at = self.slot_at(position);
-        let [_, words @ ..] = envelope.to_words();
-        memory.store_words(at + 8, &words);
+    pub fn write_envelope(&self, memory: &impl Memory, position: u64, words: &[u64; ENVELOPE_WORDS - 1]) {
+        memory.store_words(self.slot_at(position) + 8, words);
     }
 
     /// Makes a written position readable. Release: pairs with the Acquire of [`Ring::look`].
