@@ -16,9 +16,9 @@ use crate::base::waiting::Waiting;
 use crate::lane::REQUEST_SIGNAL;
 use crate::shm::arena::{Arena, Block};
 use crate::shm::block::InPlace;
-use crate::shm::ring::{Look, Ring};
+use crate::shm::ring::{Look, OwnRing, PeerRing, Place};
 use crate::shm::spin::{Processors, Spinner};
-use crate::shm::view::{Memory, View};
+use crate::shm::view::{Memory, PeerSlot, View};
 use crate::wire::control::{reply, request};
 use crate::wire::envelope::{Envelope, flags, kind, status};
 use crate::wire::geometry::{Geometry, ReplyLayout, RequestLayout, units_of};
@@ -99,8 +99,8 @@ pub struct EngineEnd {
     geometry: Geometry,
     request_layout: RequestLayout,
     reply_layout: ReplyLayout,
-    request_ring: Ring,
-    reply_ring: Ring,
+    request_ring: OwnRing,
+    reply_ring: PeerRing,
     arena: Arc<Arena>,
     records: Box<[Record]>,
     /// One bit per unit of the reply arena: the block that starts there is held by this process.
@@ -133,8 +133,18 @@ impl EngineEnd {
         let arena = Arena::new(request.clone(), request_layout.arena_at, geometry.request_arena_bytes);
         let held_words = units_of(geometry.reply_arena_bytes).div_ceil(64);
         Self {
-            request_ring: Ring::new(request_layout.slots_at, geometry.slot_bytes, geometry.slots),
-            reply_ring: Ring::new(reply_layout.slots_at, geometry.slot_bytes, geometry.slots),
+            request_ring: OwnRing::in_segment(
+                request.clone(),
+                request_layout.slots_at,
+                geometry.slot_bytes,
+                geometry.slots,
+            ),
+            reply_ring: PeerRing::in_segment(
+                reply.clone(),
+                reply_layout.slots_at,
+                geometry.slot_bytes,
+                geometry.slots,
+            ),
             arena: Arc::new(arena),
             records: (0..geometry.slots)
                 .map(|_| Record { ticket: AtomicU64::new(0), block: AtomicU32::new(0) })
@@ -225,7 +235,7 @@ impl EngineEnd {
     #[inline(always)]
     pub fn prepare(&self) {
         let head = self.head.0.load(Ordering::Relaxed);
-        self.request.prefetch_write(self.request_ring.inline_at(head));
+        self.request_ring.place(head).slot.prefetch_inline_write();
     }
 
     /// Claims the next request position. What follows until [`EngineEnd::send`] must not fail.
@@ -254,12 +264,12 @@ impl EngineEnd {
     /// Writes and commits the frame of a claimed position and wakes the worker if it sleeps for it.
     #[inline]
     pub fn send(&self, position: u64, mut envelope: Envelope, payload: Outgoing<'_>) {
+        let place = self.request_ring.place(position);
         let record = &self.records[self.request_ring.index(position)];
         record.ticket.store(envelope.ticket, Ordering::Relaxed);
         match payload {
             Outgoing::Inline(bytes) => {
-                assert!(bytes.len() <= self.inline_bytes(), "inline payload too long");
-                self.request.copy_in(self.request_ring.inline_at(position), bytes);
+                place.slot.copy_in(bytes);
                 envelope.payload_len = bytes.len() as u32;
                 envelope.payload_at = 0;
             }
@@ -273,8 +283,7 @@ impl EngineEnd {
         // which it can do only after the commit below.
         record.block.store(envelope.payload_at, Ordering::Relaxed);
         let [_, words @ ..] = envelope.to_words();
-        self.request_ring.write_envelope(&self.request, position, &words);
-        self.request_ring.commit(&self.request, position);
+        place.publish(words);
         REQUEST_SIGNAL.wake(&self.request, &self.reply, position);
     }
 
@@ -299,7 +308,7 @@ impl EngineEnd {
             return None;
         }
         // Ours, and left alone until its LAST has been read.
-        let deadline_ns = self.request_ring.envelope(&self.request, position).deadline_ns;
+        let deadline_ns = self.request_ring.place(position).envelope().deadline_ns;
         Some((position, deadline_ns, self.reply.load(reply::PROGRESS)))
     }
 
@@ -308,9 +317,9 @@ impl EngineEnd {
     pub fn unanswered(&self) -> Vec<(u64, Envelope, Box<[u8]>)> {
         let from = self.freed.0.load(Ordering::Acquire);
         let sent = (from..self.head.0.load(Ordering::Acquire))
-            .filter(|position| self.request_ring.look(&self.request, *position) == Look::Ready);
+            .filter(|position| self.request_ring.place(*position).look() == Look::Ready);
         let read = |position| {
-            let envelope = self.request_ring.envelope(&self.request, position);
+            let envelope = self.request_ring.place(position).envelope();
             let at = match envelope.payload_at {
                 0 => self.request_ring.inline_at(position),
                 at => self.request_layout.arena_at + (at as usize - 1) * CACHE_LINE_BYTES,
@@ -333,7 +342,7 @@ impl EngineEnd {
     /// Whether the next reply is there (or a value that only the reader may judge). Needs no role.
     #[inline(always)]
     pub fn has_reply(&self) -> bool {
-        self.reply_ring.look(&self.reply, self.next()) != Look::Empty
+        self.reply_ring.place(self.next()).look() != Look::Empty
     }
 
     /// Takes the reader role for one batch, hands each frame to `handle`, publishes what became free and
@@ -372,7 +381,8 @@ impl EngineEnd {
         let mut next = begin;
         let mut corrupt = None;
         while next - begin < limit {
-            match self.reply_ring.look(&self.reply, next) {
+            let place = self.reply_ring.place(next);
+            match place.look() {
                 Look::Empty => break,
                 Look::Corrupt => {
                     corrupt = Some(Rule::CommitWord);
@@ -380,7 +390,7 @@ impl EngineEnd {
                 }
                 Look::Ready => {}
             }
-            if let Err(rule) = self.frame(next).and_then(&mut handle) {
+            if let Err(rule) = self.frame(next, &place).and_then(&mut handle) {
                 corrupt = Some(rule);
                 break;
             }
@@ -399,10 +409,10 @@ impl EngineEnd {
 
     /// Copies one frame out and checks it.
     #[inline(always)]
-    fn frame(&self, position: u64) -> Result<Frame, Rule> {
+    fn frame(&self, position: u64, place: &Place<PeerSlot<'_>>) -> Result<Frame, Rule> {
         // The payload's line comes while the envelope is being checked.
-        self.reply.prefetch(self.reply_ring.inline_at(position));
-        let envelope = self.reply_ring.envelope(&self.reply, position);
+        place.slot.prefetch_inline();
+        let envelope = place.envelope();
         if envelope.flags & !flags::KNOWN != 0 {
             return Err(Rule::Flags);
         }

@@ -18,7 +18,7 @@ use crate::os::futex::{self, Word};
 use crate::os::poll::EventFd;
 use crate::shm::arena::{Arena, Block};
 use crate::shm::block::request_bytes;
-use crate::shm::ring::{Look, Ring};
+use crate::shm::ring::{Look, OwnRing, PeerRing};
 use crate::shm::spin::{Next, Processors, Spinner};
 use crate::shm::view::{Memory, View};
 use crate::wire::control::{reply, request};
@@ -47,16 +47,15 @@ pub struct Incoming {
 
 /// A look at a lane from another thread of its worker.
 pub struct Idleness {
-    request: View,
     reply: View,
-    ring: Ring,
+    requests: PeerRing,
 }
 
 impl Idleness {
     /// Whether every request that has come has been ended. The worker's own word says how far it is.
     pub fn is_idle(&self) -> bool {
         let finished = self.reply.load_acquire(reply::FINISHED);
-        self.ring.look(&self.request, finished) == Look::Empty
+        self.requests.place(finished).look() == Look::Empty
     }
 }
 
@@ -111,8 +110,8 @@ pub struct WorkerEnd {
     reply: View,
     geometry: Geometry,
     request_layout: RequestLayout,
-    request_ring: Ring,
-    reply_ring: Ring,
+    request_ring: PeerRing,
+    reply_ring: OwnRing,
     arena: Arc<Arena>,
     /// Next request position.
     next: u64,
@@ -149,8 +148,18 @@ impl WorkerEnd {
         let reply_layout = geometry.reply();
         let arena = Arena::new(reply.clone(), reply_layout.arena_at, geometry.reply_arena_bytes);
         Self {
-            request_ring: Ring::new(request_layout.slots_at, geometry.slot_bytes, geometry.slots),
-            reply_ring: Ring::new(reply_layout.slots_at, geometry.slot_bytes, geometry.slots),
+            request_ring: PeerRing::in_segment(
+                request.clone(),
+                request_layout.slots_at,
+                geometry.slot_bytes,
+                geometry.slots,
+            ),
+            reply_ring: OwnRing::in_segment(
+                reply.clone(),
+                reply_layout.slots_at,
+                geometry.slot_bytes,
+                geometry.slots,
+            ),
             arena: Arc::new(arena),
             next: 0,
             head: 0,
@@ -191,7 +200,10 @@ impl WorkerEnd {
 
     /// For another thread: whether every request that has come has been ended.
     pub fn idleness(&self) -> Idleness {
-        Idleness { request: self.request.clone(), reply: self.reply.clone(), ring: self.request_ring }
+        let Geometry { slot_bytes, slots, .. } = self.geometry;
+        let requests =
+            PeerRing::in_segment(self.request.clone(), self.request_layout.slots_at, slot_bytes, slots);
+        Idleness { reply: self.reply.clone(), requests }
     }
 
     /// Whether serving shall end.
@@ -205,7 +217,7 @@ impl WorkerEnd {
     /// the engine is gone or broken, and the watcher of the control connection will say which.
     #[inline(always)]
     pub fn receive(&mut self) -> Option<Incoming> {
-        let has_waited = match self.request_ring.look(&self.request, self.next) {
+        let has_waited = match self.request_ring.place(self.next).look() {
             Look::Ready => true,
             Look::Corrupt => return None,
             Look::Empty => self.wait()?,
@@ -230,13 +242,13 @@ impl WorkerEnd {
                 Next::Sleep => {
                     self.sleep();
                     has_waited = true;
-                    if self.is_stopping() && self.request_ring.look(&self.request, self.next) == Look::Empty {
+                    if self.is_stopping() && self.request_ring.place(self.next).look() == Look::Empty {
                         return None;
                     }
                     spinner.renew();
                 }
             }
-            match self.request_ring.look(&self.request, self.next) {
+            match self.request_ring.place(self.next).look() {
                 Look::Ready => {
                     self.shares = spinner.shares();
                     return Some(has_waited);
@@ -251,9 +263,10 @@ impl WorkerEnd {
     fn take(&mut self, has_waited: bool) -> Incoming {
         let position = self.next;
         // Both payloads' lines come while the envelope is being looked at.
-        self.request.prefetch(self.request_ring.inline_at(position));
-        self.reply.prefetch_write(self.reply_ring.inline_at(self.head));
-        let envelope = self.request_ring.envelope(&self.request, position);
+        let place = self.request_ring.place(position);
+        place.slot.prefetch_inline();
+        self.reply_ring.place(self.head).slot.prefetch_inline_write();
+        let envelope = place.envelope();
         let payload_at = match envelope.payload_at {
             0 => self.request_ring.inline_at(position),
             at => self.request_layout.arena_at + (at as usize - 1) * crate::base::limits::CACHE_LINE_BYTES,
@@ -267,7 +280,7 @@ impl WorkerEnd {
         let expected = REQUEST_SIGNAL.prepare(&self.request);
         let stop = self.stop.load();
         REQUEST_SIGNAL.announce(&self.reply, self.next);
-        if stop == 0 && self.request_ring.look(&self.request, self.next) == Look::Empty {
+        if stop == 0 && self.request_ring.place(self.next).look() == Look::Empty {
             self.sleep_on(request::WAKE, expected, stop, clock::monotonic_ns() + LONGEST_SLEEP_NS);
         }
         REQUEST_SIGNAL.withdraw(&self.reply);
@@ -328,13 +341,19 @@ impl WorkerEnd {
     #[inline(always)]
     pub fn put_inline(&mut self, said: Said, payload: &[u8], deadline_ns: u64) -> Result<(), NoRoom> {
         self.slot(deadline_ns)?;
-        self.reply.copy_in(self.reply_ring.inline_at(self.head), payload);
+        self.reply_ring.place(self.head).slot.copy_in(payload);
         self.staged = Some(Staged::new(said, payload.len(), 0));
         Ok(())
     }
 
     /// Writes a frame whose payload is the first `len` bytes of `block`, and stages it.
-    pub fn put_block(&mut self, said: Said, block: Block, len: usize, deadline_ns: u64) -> Result<(), NoRoom> {
+    pub fn put_block(
+        &mut self,
+        said: Said,
+        block: Block,
+        len: usize,
+        deadline_ns: u64,
+    ) -> Result<(), NoRoom> {
         self.slot(deadline_ns)?;
         self.staged = Some(Staged::new(said, len, block.publish()));
         Ok(())
@@ -373,8 +392,7 @@ impl WorkerEnd {
     fn commit(&mut self, words: [u64; ENVELOPE_WORDS - 1]) {
         let position = self.head;
         self.head += 1;
-        self.reply_ring.write_envelope(&self.reply, position, &words);
-        self.reply_ring.commit(&self.reply, position);
+        self.reply_ring.place(position).publish(words);
         REPLY_SIGNAL.wake(&self.reply, &self.request, position);
         // The fence inside `wake` stands between the commit and this look as well.
         if self.request.load(request::BELL) == position + 1 {
@@ -455,7 +473,7 @@ impl WorkerEnd {
     pub fn send_raw(&mut self, envelope: Envelope, bytes: &[u8]) -> Result<(), NoRoom> {
         self.slot(0)?;
         let bytes = &bytes[..bytes.len().min(self.inline_bytes())];
-        self.reply.copy_in(self.reply_ring.inline_at(self.head), bytes);
+        self.reply_ring.place(self.head).slot.copy_in(bytes);
         let [_, words @ ..] = envelope.to_words();
         self.commit(words);
         Ok(())

@@ -31,16 +31,14 @@ fn serve_next(
     incoming: &Incoming,
 ) -> Result<(), NoRoom> {
     let envelope = &incoming.envelope;
-    let cancelled =
-        CancelledWord { segment, at: end.cancelled_at(incoming), raised: incoming.position + 1 };
+    let cancelled = CancelledWord { segment, at: end.cancelled_at(incoming), raised: incoming.position + 1 };
     // The coarse clock is never ahead, so nothing is skipped early. What has just come is not looked at:
     // reading the clock costs more than it could save, and the engine cancels what is due.
     let skip = cancelled.is_cancelled()
         || incoming.has_waited
             && envelope.deadline_ns != 0
             && has_passed(envelope.deadline_ns, clock::coarse_ns());
-    let mut port =
-        RingPort { end, target: envelope.target, deadline_ns: envelope.deadline_ns, lost: false };
+    let mut port = RingPort { end, target: envelope.target, deadline_ns: envelope.deadline_ns, lost: false };
     if !skip {
         port.end.begin(incoming);
         // The engine wrote an impossible length: it is broken, and nothing can be told to it.
