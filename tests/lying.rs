@@ -34,6 +34,7 @@ fn main() {
         handoff_03_identity_is_taken_from_the_request,
         handoff_05_replies_published_before_a_death_are_delivered,
         handoff_d_01_of_three_terminals_the_first_counts,
+        handoff_d_01_what_follows_the_last_frame_is_read_with_the_next_request,
         handoff_d_02_an_answer_after_the_timeout_is_late,
         reply_09_b_never_sees_the_answer_of_a,
         a_worker_that_never_answers_last_frees_nothing,
@@ -116,6 +117,7 @@ fn lie(raw: &mut RawWorker) {
                     && raw.send(first, b"2")
                     && raw.send(Envelope { flags: flags::LAST, ..first }, b"3")
             }
+            "twice_last" => raw.reply(&request, b"first") && raw.reply(&request, b"second"),
             "no_last" => raw.send(Envelope { flags: 0, payload_len: 4, ..honest }, b"word"),
             "output" => {
                 let (source, target) = (number(0) as u16, number(1) as u16);
@@ -361,6 +363,18 @@ fn handoff_d_01_of_three_terminals_the_first_counts() {
         assert_eq!((counters.duplicate_terminal, counters.terminals_that_ended), (2 * count, 2 * count));
     }
     assert_eq!(engine.counters().late_reply_drop, 0);
+    stop(&engine);
+}
+
+fn handoff_d_01_what_follows_the_last_frame_is_read_with_the_next_request() {
+    let (engine, node) = start();
+    for count in 1..=100 {
+        assert_eq!(*engine.call(node, b"twice_last", far()).unwrap().bytes(), *b"first");
+        assert_eq!(*engine.call(node, b"honest", far()).unwrap().bytes(), *b"honest");
+        assert_eq!(engine.counters().duplicate_terminal, count);
+    }
+    assert_eq!(engine.counters().late_reply_drop, 0);
+    balanced(&engine);
     stop(&engine);
 }
 

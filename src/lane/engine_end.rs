@@ -239,7 +239,7 @@ impl EngineEnd {
     }
 
     /// Claims the next request position. What follows until [`EngineEnd::send`] must not fail.
-    #[inline]
+    #[inline(always)]
     pub fn claim(&self) -> Result<u64, Full> {
         let mut head = self.head.0.load(Ordering::Relaxed);
         loop {
@@ -262,7 +262,7 @@ impl EngineEnd {
     }
 
     /// Writes and commits the frame of a claimed position and wakes the worker if it sleeps for it.
-    #[inline]
+    #[inline(always)]
     pub fn send(&self, position: u64, mut envelope: Envelope, payload: Outgoing<'_>) {
         let place = self.request_ring.place(position);
         let record = &self.records[self.request_ring.index(position)];
@@ -355,7 +355,7 @@ impl EngineEnd {
         if self.role.0.compare_exchange(NOBODY, SOMEBODY, Ordering::Acquire, Ordering::Relaxed).is_err() {
             return Read::Busy;
         }
-        let read = self.read_batch(READ_BATCH as u64, handle);
+        let read = self.read_batch(READ_BATCH as u64, true, handle);
         self.role.0.store(NOBODY, Ordering::Release);
         read
     }
@@ -364,7 +364,7 @@ impl EngineEnd {
     /// worth of frames can stand there.
     pub fn read_out(&self, handle: impl FnMut(Frame) -> Result<(), Rule>) -> Read {
         self.close();
-        self.read_batch(self.capacity(), handle)
+        self.read_batch(self.capacity(), false, handle)
     }
 
     /// Takes the role for good: nothing is read any more. Call this or [`EngineEnd::read_out`], and once.
@@ -375,7 +375,21 @@ impl EngineEnd {
         }
     }
 
-    fn read_batch(&self, limit: u64, mut handle: impl FnMut(Frame) -> Result<(), Rule>) -> Read {
+    /// Whether no request waits for its LAST. Then a well-behaved worker has nothing more to say, and a look at
+    /// the next slot would only fetch a line from it; what another one says is read the next time.
+    #[inline(always)]
+    fn is_all_answered(&self) -> bool {
+        // Relaxed: a request that is being sent meanwhile is answered later still.
+        self.freed.0.load(Ordering::Relaxed) == self.head.0.load(Ordering::Relaxed)
+    }
+
+    #[inline(always)]
+    fn read_batch(
+        &self,
+        limit: u64,
+        ends_when_all_is_answered: bool,
+        mut handle: impl FnMut(Frame) -> Result<(), Rule>,
+    ) -> Read {
         // Relaxed: only holders of the role write it, and the role orders them.
         let begin = self.next.load(Ordering::Relaxed);
         let mut next = begin;
@@ -395,6 +409,9 @@ impl EngineEnd {
                 break;
             }
             next += 1;
+            if ends_when_all_is_answered && self.is_all_answered() {
+                break;
+            }
         }
         if next != begin {
             self.request.store_release(request::CONSUMED, next);
@@ -422,20 +439,24 @@ impl EngineEnd {
         if envelope.status > status::ERROR {
             return Err(Rule::Status);
         }
-        let payload = self.payload(position, &envelope)?;
+        let payload = if envelope.payload_at == 0 {
+            let len = envelope.payload_len as usize;
+            if len > self.inline_bytes() {
+                return Err(Rule::PayloadLength);
+            }
+            FramePayload::Inline { at: self.reply_ring.inline_at(position), len }
+        } else {
+            FramePayload::Block(self.hold(&envelope)?)
+        };
         let last =
             if envelope.flags & flags::LAST == 0 { LastMark::No } else { self.end_oldest(envelope.ticket) };
         Ok(Frame { envelope, payload, last })
     }
 
-    fn payload(&self, position: u64, envelope: &Envelope) -> Result<FramePayload, Rule> {
+    /// Checks where a frame's block lies and holds it.
+    #[inline(never)]
+    fn hold(&self, envelope: &Envelope) -> Result<HeldBlock, Rule> {
         let len = envelope.payload_len as usize;
-        if envelope.payload_at == 0 {
-            if len > self.inline_bytes() {
-                return Err(Rule::PayloadLength);
-            }
-            return Ok(FramePayload::Inline { at: self.reply_ring.inline_at(position), len });
-        }
         let arena_bytes = self.geometry.reply_arena_bytes;
         let unit_bytes = arena_bytes / units_of(arena_bytes);
         let offset = (envelope.payload_at as usize - 1) * CACHE_LINE_BYTES;
@@ -452,7 +473,7 @@ impl EngineEnd {
         }
         self.held_bytes.fetch_add(len as u64, Ordering::Relaxed);
         let bytes = InPlace::new(self.reply.clone(), self.reply_layout.arena_at + offset, len);
-        Ok(FramePayload::Block(HeldBlock { payload_at: envelope.payload_at, unit, bytes }))
+        Ok(HeldBlock { payload_at: envelope.payload_at, unit, bytes })
     }
 
     /// Frees the oldest request's slot and block if it is the one that `ticket` names.

@@ -121,6 +121,8 @@ pub struct WorkerEnd {
     consumed: u64,
     /// Next entry of the release ring.
     released: u64,
+    /// Node calls so far.
+    progress: u64,
     /// Of the request that is being served: what its replies carry back unchanged.
     origin: Origin,
     /// A written frame that waits for its flags.
@@ -165,6 +167,7 @@ impl WorkerEnd {
             head: 0,
             consumed: 0,
             released: 0,
+            progress: 0,
             origin: Origin::default(),
             staged: None,
             request,
@@ -375,8 +378,9 @@ impl WorkerEnd {
 
     /// Counts a node call.
     #[inline(always)]
-    pub fn progress(&self) {
-        self.reply.store(reply::PROGRESS, self.reply.load(reply::PROGRESS) + 1);
+    pub fn progress(&mut self) {
+        self.progress += 1;
+        self.reply.store(reply::PROGRESS, self.progress);
     }
 
     #[inline(always)]

@@ -12,6 +12,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+use crate::base::limits::PAGE_BYTES;
 use crate::base::sync;
 use crate::os::futex::{self, Woke};
 use crate::os::map::Mapping;
@@ -71,6 +72,7 @@ pub trait Slots {
 pub struct View {
     /// Start of the mapping. INVARIANT: `base..base + bytes` is mapped for as long as `mapping` lives.
     base: NonNull<u8>,
+    /// INVARIANT: at least a page.
     bytes: usize,
     /// INVARIANT: true only if the mapping is writable.
     writable: bool,
@@ -86,6 +88,7 @@ unsafe impl Sync for View {}
 impl View {
     /// A view of the whole mapping.
     pub fn new(mapping: Mapping) -> Self {
+        assert!(mapping.bytes() >= PAGE_BYTES, "a segment has at least its control words");
         let mapping = Arc::new(mapping);
         Self { base: mapping.base(), bytes: mapping.bytes(), writable: mapping.is_writable(), mapping }
     }
@@ -102,6 +105,8 @@ impl View {
 
     #[inline(always)]
     fn place(&self, at: usize, bytes: usize) -> *mut u8 {
+        // SAFETY: the invariant of `bytes`. It spares the check for all control words, whose offsets are constants.
+        unsafe { std::hint::assert_unchecked(self.bytes >= PAGE_BYTES) };
         assert!(at <= self.bytes && bytes <= self.bytes - at, "offset outside the segment");
         // SAFETY: `at + bytes <= self.bytes`, so the result stays within the mapping (invariant of `base`).
         unsafe { self.base.as_ptr().add(at) }
