@@ -48,7 +48,7 @@ impl Shared {
     }
 
     /// Judges one frame.
-    #[inline]
+    #[inline(always)]
     pub fn judge(&self, link: &Link, frame: Frame, now_ns: u64, wakes: &mut Wakes) -> Result<(), Rule> {
         let Frame { envelope, payload, last } = frame;
         if envelope.kind == kind::OUTPUT {
@@ -77,21 +77,19 @@ impl Shared {
     ) -> Result<(), Rule> {
         // Read after the frame: a worker that skipped the request for its deadline read its clock before.
         let now_ns = if envelope.kind == kind::DONE { self.read_clock() } else { now_ns };
-        let outcome = match &payload {
-            FramePayload::Inline { len, .. } => Outcome::Inline { len: *len as u32 },
+        let outcome = match payload {
+            FramePayload::Inline { len, .. } => Outcome::Inline { len: len as u32 },
             // Replies that nobody takes must not take the worker's room away from it: beyond half the arena they
             // are copied out.
             FramePayload::Block(_) if link.end.holds_much() => Outcome::Heap,
-            FramePayload::Block(block) => {
-                let (payload_at, len) = block.to_words();
-                Outcome::Block { source: link.source, payload_at, len }
-            }
+            FramePayload::Block(block) => Outcome::Block { source: link.source, block },
         };
         let verdict =
-            self.correlation.frame(link.source, envelope, last, outcome, now_ns, |cell| match &payload {
-                FramePayload::Inline { at, len } => link.end.copy_inline(*at, *len, cell),
+            self.correlation.frame(link.source, envelope, last, outcome, now_ns, |cell| match payload {
+                FramePayload::Inline { at, len } => link.end.copy_inline(at, len, cell),
                 FramePayload::Block(block) if outcome == Outcome::Heap => {
-                    self.keep_payload(self.correlation.root_of(envelope), Carried::Block(block).to_heap());
+                    let bytes = Carried::Block { link, block }.to_heap();
+                    self.keep_payload(self.correlation.root_of(envelope), bytes);
                 }
                 FramePayload::Block(_) => {}
             })?;
@@ -136,6 +134,7 @@ impl Shared {
     }
 
     /// An output for another group.
+    #[inline(never)]
     fn judge_output(
         &self,
         link: &Link,
@@ -145,9 +144,9 @@ impl Shared {
         now_ns: u64,
         wakes: &mut Wakes,
     ) -> Result<(), Rule> {
-        let carried = match &payload {
-            FramePayload::Inline { at, len } => Carried::Inline { link, at: *at, len: *len },
-            FramePayload::Block(block) => Carried::Block(block),
+        let carried = match payload {
+            FramePayload::Inline { at, len } => Carried::Inline { link, at, len },
+            FramePayload::Block(block) => Carried::Block { link, block },
         };
         let passed = self.pass(link.source, link.group, envelope, last, carried, now_ns, wakes);
         if let FramePayload::Block(block) = payload {

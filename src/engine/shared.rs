@@ -353,10 +353,7 @@ impl Shared {
     pub fn discard(&self, index: u32) {
         let (outcome, ..) = self.correlation.outcome(index);
         match outcome {
-            Outcome::Block { source, payload_at, len } => {
-                let link = self.link_of(source);
-                link.end.release(link.end.held_block(payload_at, len));
-            }
+            Outcome::Block { source, block } => self.link_of(source).end.release(block),
             Outcome::Heap => drop(self.take_payload(index)),
             _ => {}
         }
@@ -385,10 +382,11 @@ impl Shared {
     }
 
     /// Frees a root whose outcome has been taken.
+    #[inline]
     pub fn free(&self, index: u32) {
+        // The exchange that gives the place back stands for a fence, as every access of that list does: see
+        // `Shared::begin_waiting_for_room`.
         self.correlation.free(index);
-        // See `Shared::begin_waiting_for_room`.
-        fence(Ordering::SeqCst);
         self.room_came_free();
     }
 
@@ -410,7 +408,7 @@ impl Shared {
     /// this.
     #[inline(always)]
     pub fn room_came_free(&self) {
-        if self.waiting_for_room.load(Ordering::Relaxed) != 0 {
+        if self.waiting_for_room.load(Ordering::SeqCst) != 0 {
             self.room_made.fetch_add(1, Ordering::SeqCst);
             self.links().for_each(|link| link.wake_for_room(&self.correlation));
         }

@@ -47,7 +47,18 @@ pub enum LastMark {
     Stray,
 }
 
+/// A block of the reply arena that this process holds: where it is, and how much of it is payload. Goes back by
+/// [`EngineEnd::release`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BlockPlace {
+    /// As in the envelope.
+    pub payload_at: u32,
+    /// Bytes.
+    pub len: u32,
+}
+
 /// The payload of a reply frame, checked against its place.
+#[derive(Clone, Copy)]
 pub enum FramePayload {
     /// Behind the envelope; valid until the frame's handler returns.
     Inline {
@@ -56,11 +67,12 @@ pub enum FramePayload {
         /// Bytes.
         len: usize,
     },
-    /// In the reply arena, held until dropped.
-    Block(HeldBlock),
+    /// In the reply arena, and held.
+    Block(BlockPlace),
 }
 
 /// One reply frame, copied out and checked as far as the lane can check it.
+#[derive(Clone, Copy)]
 pub struct Frame {
     /// The copy of its envelope.
     pub envelope: Envelope,
@@ -455,25 +467,34 @@ impl EngineEnd {
 
     /// Checks where a frame's block lies and holds it.
     #[inline(never)]
-    fn hold(&self, envelope: &Envelope) -> Result<HeldBlock, Rule> {
-        let len = envelope.payload_len as usize;
+    fn hold(&self, envelope: &Envelope) -> Result<BlockPlace, Rule> {
+        let block = BlockPlace { payload_at: envelope.payload_at, len: envelope.payload_len };
         let arena_bytes = self.geometry.reply_arena_bytes;
-        let unit_bytes = arena_bytes / units_of(arena_bytes);
-        let offset = (envelope.payload_at as usize - 1) * CACHE_LINE_BYTES;
-        if !offset.is_multiple_of(unit_bytes) || offset >= arena_bytes {
+        let offset = block.offset();
+        if !offset.is_multiple_of(self.unit_bytes()) || offset >= arena_bytes {
             return Err(Rule::PayloadPlace);
         }
-        if len > arena_bytes - offset {
+        if block.len as usize > arena_bytes - offset {
             return Err(Rule::PayloadLength);
         }
-        let unit = offset / unit_bytes;
-        let bit = 1 << (unit % 64);
-        if self.held[unit / 64].fetch_or(bit, Ordering::AcqRel) & bit != 0 {
+        let (word, bit) = self.held_bit(block);
+        if word.fetch_or(bit, Ordering::AcqRel) & bit != 0 {
             return Err(Rule::BlockHeld);
         }
-        self.held_bytes.fetch_add(len as u64, Ordering::Relaxed);
-        let bytes = InPlace::new(self.reply.clone(), self.reply_layout.arena_at + offset, len);
-        Ok(HeldBlock { payload_at: envelope.payload_at, unit, bytes })
+        self.held_bytes.fetch_add(u64::from(block.len), Ordering::Relaxed);
+        Ok(block)
+    }
+
+    /// The smallest block of the reply arena.
+    fn unit_bytes(&self) -> usize {
+        let arena_bytes = self.geometry.reply_arena_bytes;
+        arena_bytes / units_of(arena_bytes)
+    }
+
+    /// What says whether the block is held.
+    fn held_bit(&self, block: BlockPlace) -> (&AtomicU64, u64) {
+        let unit = block.offset() / self.unit_bytes();
+        (&self.held[unit / 64], 1 << (unit % 64))
     }
 
     /// Frees the oldest request's slot and block if it is the one that `ticket` names.
@@ -499,15 +520,27 @@ impl EngineEnd {
         self.held_bytes.load(Ordering::Relaxed) > self.geometry.reply_arena_bytes as u64 / 2
     }
 
-    /// Gives a block back to the worker.
-    pub fn release(&self, block: HeldBlock) {
-        self.held_bytes.fetch_sub(block.len() as u64, Ordering::Relaxed);
-        self.held[block.unit / 64].fetch_and(!(1 << (block.unit % 64)), Ordering::AcqRel);
+    /// Gives a block back to the worker. Once for each frame that came with one.
+    pub fn release(&self, block: BlockPlace) {
+        self.held_bytes.fetch_sub(u64::from(block.len), Ordering::Relaxed);
+        let (word, bit) = self.held_bit(block);
+        word.fetch_and(!bit, Ordering::AcqRel);
         let position = self.released.0.fetch_add(1, Ordering::AcqRel);
         let place = position as usize % self.geometry.release_places();
         let at = self.request_layout.release_at + 8 * place;
         self.request.store_release(at, release::entry(position, block.payload_at));
         self.offer_room();
+    }
+
+    /// The payload of a held block, where it lies.
+    pub fn in_place(&self, block: BlockPlace) -> InPlace {
+        InPlace::new(self.reply.clone(), self.reply_layout.arena_at + block.offset(), block.len as usize)
+    }
+
+    /// Copies the payload of a held block out.
+    pub fn copy_block(&self, block: BlockPlace, out: &mut [u8]) {
+        assert!(out.len() <= block.len as usize, "read beyond the end of the payload");
+        self.reply.copy_out(self.reply_layout.arena_at + block.offset(), out);
     }
 
     /// After a store that made room: wakes the worker if it waits for some. Forbidden: the worker sees no
@@ -549,37 +582,9 @@ impl EngineEnd {
     }
 }
 
-/// A block of the reply arena that this process holds. Goes back by [`EngineEnd::release`].
-pub struct HeldBlock {
-    payload_at: u32,
-    unit: usize,
-    bytes: InPlace,
-}
-
-impl HeldBlock {
-    /// Payload bytes.
-    pub fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// The payload.
-    pub fn bytes(&self) -> &InPlace {
-        &self.bytes
-    }
-
-    /// Place and length, as they are kept while the block waits for its taker.
-    pub fn to_words(&self) -> (u32, u32) {
-        (self.payload_at, self.bytes.len() as u32)
-    }
-}
-
-impl EngineEnd {
-    /// The held block that [`HeldBlock::to_words`] described. Call it once per description.
-    pub fn held_block(&self, payload_at: u32, len: u32) -> HeldBlock {
-        let arena_bytes = self.geometry.reply_arena_bytes;
-        let offset = (payload_at as usize - 1) * CACHE_LINE_BYTES;
-        let unit = offset / (arena_bytes / units_of(arena_bytes));
-        let bytes = InPlace::new(self.reply.clone(), self.reply_layout.arena_at + offset, len as usize);
-        HeldBlock { payload_at, unit, bytes }
+impl BlockPlace {
+    /// Bytes from the start of the arena.
+    fn offset(self) -> usize {
+        (self.payload_at as usize - 1) * CACHE_LINE_BYTES
     }
 }

@@ -4,6 +4,7 @@ use super::hop::Source;
 use crate::base::failure::{Cause, ExecutionClass, KilledFor, Rule};
 use crate::base::ids::GroupId;
 use crate::base::sync::{AtomicU64, Ordering};
+use crate::lane::BlockPlace;
 
 /// How a request ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,10 +18,8 @@ pub(crate) enum Outcome {
     Block {
         /// Whose.
         source: Source,
-        /// Where.
-        payload_at: u32,
-        /// Bytes.
-        len: u32,
+        /// Which.
+        block: BlockPlace,
     },
     /// A success terminal; the payload is kept beside the root.
     Heap,
@@ -47,7 +46,7 @@ impl OutcomeCell {
     pub fn put(&self, outcome: Outcome, group: GroupId, started: bool) {
         let (what, detail) = match outcome {
             Outcome::Inline { len } => (0, u64::from(len)),
-            Outcome::Block { source, payload_at, len } => {
+            Outcome::Block { source, block: BlockPlace { payload_at, len } } => {
                 let Source { lane, incarnation } = source;
                 debug_assert!(incarnation <= u64::from(u16::MAX));
                 let whose = u64::from(lane) << 32 | incarnation << 48;
@@ -71,8 +70,7 @@ impl OutcomeCell {
             0 => Outcome::Inline { len: detail as u32 },
             1 => Outcome::Block {
                 source: Source { lane: (what >> 32) as u16, incarnation: what >> 48 },
-                payload_at: (detail >> 32) as u32,
-                len: detail as u32,
+                block: BlockPlace { payload_at: (detail >> 32) as u32, len: detail as u32 },
             },
             2 => Outcome::Heap,
             3 => Outcome::Error { len: detail as u32 },
@@ -157,7 +155,10 @@ mod tests {
         let failed = causes.into_iter().chain(corrupt).map(Outcome::Failed);
         let others = [
             Outcome::Inline { len: 64 },
-            Outcome::Block { source: Source { lane: 7, incarnation: 4096 }, payload_at: 4097, len: u32::MAX },
+            Outcome::Block {
+                source: Source { lane: 7, incarnation: 4096 },
+                block: BlockPlace { payload_at: 4097, len: u32::MAX },
+            },
             Outcome::Heap,
             Outcome::Error { len: 8 },
             Outcome::Cancelled,
