@@ -6,12 +6,11 @@
 //! from it before the next (depth first). Exactly one last frame ends each request: written after the node
 //! has returned, so that the request's bytes may be reused only then.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use super::Node;
 use super::output::{EmitError, Output};
 use super::registry::Built;
 use super::request::{Cancellation, Request};
+use crate::base::contain::contain;
 use crate::base::failure::{ExecutionClass, NodeError};
 use crate::base::ids::{GroupId, Identity, NodeId};
 use crate::plan::placement::Placement;
@@ -160,14 +159,14 @@ impl Executor {
         let placement = &self.placement;
         let mut output = Output { placement, node, id, pending: &mut self.pending, port, refused: None };
         // A node's state after a panic is the node's own affair: it is called again, as documented.
-        let result = catch_unwind(AssertUnwindSafe(|| state.handle(&request, &mut output)));
+        let result = contain(|| state.handle(&request, &mut output));
         let refused = output.refused;
         self.pending.node_returned();
         match (result, refused) {
-            (Ok(Ok(())), None) => {}
-            (Err(_), _) => port.fail(id, ExecutionClass::Panic, 0, ""),
+            (Some(Ok(())), None) => {}
+            (None, _) => port.fail(id, ExecutionClass::Panic, 0, ""),
             (_, Some(refused)) => port.fail(id, refused.class(), 0, ""),
-            (Ok(Err(error)), None) => Self::fail_with(port, id, &error),
+            (Some(Err(error)), None) => Self::fail_with(port, id, &error),
         }
         if self.pending.stack.len() > MAX_WAITING {
             self.pending.clear();
