@@ -78,6 +78,23 @@ pub enum Rule {
     Edge,
 }
 
+impl Rule {
+    /// All of them, in their order.
+    pub(crate) const ALL: [Self; 11] = [
+        Self::CommitWord,
+        Self::Kind,
+        Self::Status,
+        Self::Flags,
+        Self::PayloadLength,
+        Self::PayloadPlace,
+        Self::BlockHeld,
+        Self::Ticket,
+        Self::LastOutOfOrder,
+        Self::ErrorPayload,
+        Self::Edge,
+    ];
+}
+
 /// What class of execution failure a worker reported.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u16)]
@@ -297,6 +314,11 @@ mod tests {
         ] {
             assert_eq!(failure(cause).to_string(), message);
         }
+    }
+
+    #[test]
+    fn rules_stand_in_their_order() {
+        assert!(Rule::ALL.iter().enumerate().all(|(i, rule)| *rule as usize == i));
     }
 
     #[test]

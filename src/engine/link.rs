@@ -125,25 +125,21 @@ impl Link {
         self.has_successor.store(0, Ordering::Release);
     }
 
-    /// Declares the lane dead. The first cause stays. Whether it was alive.
-    pub fn die(&self, cause: Cause) -> bool {
+    /// Declares the lane dead. The first cause stays.
+    pub fn die(&self, cause: Cause) {
         let word = cause_to_word(cause);
-        let latched = self.cause.compare_exchange(NO_CAUSE, word, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self.cause.compare_exchange(NO_CAUSE, word, Ordering::AcqRel, Ordering::Acquire);
         self.state.store(DEAD, Ordering::Release);
         fence(Ordering::SeqCst);
-        latched.is_ok()
     }
 
     /// Declares the lane dead by a broken rule. The worker wrote what breaks it before whatever else may have been
     /// latched of its end by now; so it takes the place of what it outranks.
-    pub fn die_of(&self, rule: Rule) -> bool {
+    pub fn die_of(&self, rule: Rule) {
         let cause = Cause::Killed(KilledFor::Corruption(rule));
-        let was_alive = self.die(cause);
-        let outranked = |word: u64| {
-            (word != NO_CAUSE && cause.outranks(cause_from_word(word))).then(|| cause_to_word(cause))
-        };
+        self.die(cause);
+        let outranked = |word| cause.outranks(cause_from_word(word)).then(|| cause_to_word(cause));
         let _ = self.cause.fetch_update(Ordering::AcqRel, Ordering::Acquire, outranked);
-        was_alive
     }
 
     /// Why the lane is dead.

@@ -253,13 +253,11 @@ impl Shared {
     }
 
     fn poison(&self, link: &Link, rule: Rule) {
-        if !link.die_of(rule) {
-            return;
-        }
+        link.die_of(rule);
         // The engine's thread kills the worker, and settles its death.
         self.bell.ring();
         // Nothing of the ring is read any more, so what stands in it ends now: no deadline that passes meanwhile
-        // comes before what is known.
+        // comes before what is known. The same exchange as with whoever settles a death: see `Link::is_live`.
         let cause = link.cause().expect("latched above");
         let has_successor = !link.is_final();
         let now_ns = self.read_clock();

@@ -370,10 +370,6 @@ fn take_back(shared: &Shared, link: &Link) {
 
 /// Every reply that was published before the end is delivered, unless the ring is corrupt.
 fn read_to_the_end(shared: &Shared, link: &Link) {
-    if link.broken_rule().is_some() {
-        link.end.close();
-        return;
-    }
     let now_ns = clock::coarse_ns();
     let mut wakes = Wakes::new();
     // What is behind a frame that breaks a rule ends with the lane, and that rule says why.
