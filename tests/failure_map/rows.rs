@@ -81,7 +81,9 @@ fn deadline() -> Row {
         let mut three = three(group(&["echo", "stuck"]), b"", "stuck", b"", Some(within));
         if begin.elapsed() < within {
             std::thread::sleep(within);
-            return three.end(row(), Cause::Deadline, cut);
+            let mut row = row();
+            row.replied = three.take_reply(Cause::Deadline) + ", if that is read before the clock is";
+            return three.end(row, Cause::Deadline, cut);
         }
         drop(three.held.take());
         cut(&three.engine);
@@ -106,7 +108,7 @@ fn stopped() -> [Row; 2] {
     let cause = Cause::Stopped;
     let mut row = Row::new("a stop cuts it off", cause);
     assert_eq!(report.cut_off, 2);
-    row.replied = cell(three.replied.wait(), cause);
+    row.replied = three.take_reply(cause);
     row.started = cell(three.started.wait(), cause);
     row.before = cell(three.waiting.wait(), cause);
     row.worker = worker_end(&report);
