@@ -105,10 +105,12 @@ pub fn category_of(cause: Cause) -> Category {
     }
 }
 
+const THE_REPLY: &str = "the reply";
+
 /// What a caller got, for a cell; a failure must be of this cause, its message exact, and its chain empty.
 pub fn cell(result: Result<Reply, CallError>, cause: Cause) -> String {
     match result {
-        Ok(_) => "the reply".into(),
+        Ok(_) => THE_REPLY.into(),
         Err(error) => {
             assert!(error.source().is_none(), "{error:?}");
             let failure = failure(error, category_of(cause));
@@ -155,6 +157,8 @@ pub struct Three {
     pub read: u64,
     pub held: Option<Held>,
     pub replied: Option<Pending>,
+    /// Once it has been taken; with the block that it lies in.
+    kept: Option<Reply>,
     pub started: Pending,
     pub waiting: Pending,
 }
@@ -181,13 +185,19 @@ pub fn three(
     let waiting = ask(echo, b"stay").expect("it is taken");
     let is_late = || within.is_some_and(|within| begin.elapsed() > within);
     until("the second has begun", || testing::has_begun(&engine, sent + 1) || is_late());
-    Three { engine, before, read, held: Some(held), replied: Some(replied), started, waiting }
+    Three { engine, before, read, held: Some(held), replied: Some(replied), kept: None, started, waiting }
 }
 
 impl Three {
     /// Takes the answer, that nobody has read.
     pub fn take_reply(&mut self, cause: Cause) -> String {
-        cell(self.replied.take().expect("nobody has taken it").wait(), cause)
+        match self.replied.take().expect("nobody has taken it").wait() {
+            Ok(reply) => {
+                self.kept = Some(reply);
+                THE_REPLY.into()
+            }
+            failed => cell(failed, cause),
+        }
     }
 
     /// Lets the engine's thread go on, and fills the row with what becomes of the three.
