@@ -48,10 +48,10 @@ A failure has a category, a message that names the group and nothing else, and i
 
 | category | message | exit code |
 |---|---|---|
-| `timeout` | remote handoff timed out for group '<group>' | 7 |
-| `transport` | remote handoff transport failed for group '<group>' | 6 |
-| `execution` | remote handoff failed for group '<group>' | 8 |
-| `shutdown` | remote handoff shut down for group '<group>' | 9 |
+| `timeout` | `remote handoff timed out for group '<group>'` | 7 |
+| `transport` | `remote handoff transport failed for group '<group>'` | 6 |
+| `execution` | `remote handoff failed for group '<group>'` | 8 |
+| `shutdown` | `remote handoff shut down for group '<group>'` | 9 |
 
 The first cause counts, for a request and for its worker. Where several are there to be seen at the same time:
 the engine's own stop, before a broken rule, before what the kernel says, before a deadline, before silence, before the
