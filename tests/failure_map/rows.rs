@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use handbell::testing;
 use handbell::{
     CallError, Category, Cause, Counters, Deadline, Engine, EngineBuilder, ExecutionClass, KilledFor, NodeId,
-    Plan, Profile, Restart, Rule, StartError, WorkerEvent,
+    Plan, Profile, Restart, Rule, StartError, StartStep, StopReport, WorkerEvent,
 };
 use rustix::process::Signal;
 
@@ -27,13 +27,20 @@ fn worker_ends(seen: &'static str, node: &str, payload: &[u8], cause: Cause) -> 
     three.end(Row::new(seen, cause), cause, stop)
 }
 
+/// The engine has killed it; a stop that came first would have ended it otherwise.
+fn stop_the_dead(engine: &Engine) -> StopReport {
+    let pid = worker_pid(engine);
+    until("the worker is dead", || !is_alive(pid));
+    stop(engine)
+}
+
 fn corruption(number: usize, rule: Rule) -> Row {
     let seen = "an impossible frame, block, ticket or word";
     let cause = Cause::Killed(KilledFor::Corruption(rule));
     let first: &[u8] = if rule == Rule::BlockHeld { b"block" } else { b"" };
     let builder = group(&["echo"]).env(RAW, "1");
     let three = three(builder, first, "echo", format!("rule {number}").as_bytes(), None);
-    three.end(Row::new(seen, cause), cause, stop)
+    three.end(Row::new(seen, cause), cause, stop_the_dead)
 }
 
 /// The engine's thread judges silence and connections; it cannot do that and leave a reply unread.
@@ -42,7 +49,7 @@ pub const READS_FIRST: &str = "cannot be: the thread that sees this reads the re
 fn leaves(seen: &'static str, word: &str, cause: Cause) -> Row {
     let builder = group(&["echo"]).env(RAW, "1").heartbeat_timeout(Duration::from_secs(3));
     let three = three(builder, b"", "echo", word.as_bytes(), None);
-    let row = three.end(Row::new(seen, cause), cause, stop);
+    let row = three.end(Row::new(seen, cause), cause, stop_the_dead);
     assert_eq!(row.replied, "the reply");
     Row { replied: READS_FIRST.into(), ..row }
 }
@@ -67,7 +74,7 @@ fn hung() -> Row {
         row.before = cell(waiting, cause);
         row.started = "cannot be: its own deadline has ended it".into();
         row.replied = READS_FIRST.into();
-        row.worker = worker_end(&stop(&engine));
+        row.worker = worker_end(&stop_the_dead(&engine));
         row.counters = counted(&before, &engine);
         return row;
     }
@@ -250,18 +257,22 @@ pub fn refusals(profile: Profile) -> Vec<Row> {
     ]
 }
 
-/// Starts that are refused: before there is any request.
-pub fn starts() -> Vec<(&'static str, StartError)> {
+/// Starts that are refused, before there is any request, and what is said then.
+pub fn starts() -> Vec<(&'static str, String)> {
     let refused = |builder: EngineBuilder| builder.start().map(drop).expect_err("it is refused");
+    let said = |builder| refused(builder).to_string();
+    let late = doubled(300).find_map(|within| {
+        let error = refused(group(&["stuck_in_factory"]).start_timeout(within));
+        // Where the machine stood still, it got to an earlier step only.
+        let got_there = matches!(error, StartError::Timeout { step: StartStep::Ready, .. });
+        got_there.then(|| error.to_string().replace(&format!("{within:?}"), "…"))
+    });
     vec![
-        ("the program is not there", refused(over(Plan::new().group("g", ["echo"]).command(["/nowhere/x"])))),
-        ("more memory than allowed", refused(group(&["echo"]).memory_limit(1))),
-        ("a node cannot be built", refused(group(&["unbuildable"]))),
-        ("the worker exits before it is ready", refused(group(&["exit_in_factory"]))),
-        (
-            "the worker is not ready in time",
-            refused(group(&["stuck_in_factory"]).start_timeout(Duration::from_millis(300))),
-        ),
+        ("the program is not there", said(over(Plan::new().group("g", ["echo"]).command(["/nowhere/x"])))),
+        ("more memory than allowed", said(group(&["echo"]).memory_limit(1))),
+        ("a node cannot be built", said(group(&["unbuildable"]))),
+        ("the worker exits before it is ready", said(group(&["exit_in_factory"]))),
+        ("the worker is not ready in time", late.expect("one of the times is long enough")),
     ]
 }
 
