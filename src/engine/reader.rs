@@ -9,7 +9,7 @@ use super::link::{Link, wake};
 use super::local_port::fill_cell;
 use super::shared::{Lane, Shared};
 use crate::base::clock::has_passed;
-use crate::base::failure::{Cause, ExecutionClass, KilledFor, Rule};
+use crate::base::failure::{Cause, ExecutionClass, Rule};
 use crate::base::ids::{GroupId, NodeId};
 use crate::lane::{Frame, FramePayload, LastMark, Read};
 use crate::os::clock;
@@ -252,9 +252,15 @@ impl Shared {
     }
 
     fn poison(&self, link: &Link, rule: Rule) {
-        link.die(Cause::Killed(KilledFor::Corruption(rule)));
-        // The engine's thread kills the worker and ends what is open.
+        link.die_of(rule);
+        // The engine's thread kills the worker, and settles its death.
         self.bell.ring();
+        // Nothing of the ring is read any more, so what stands in it ends now: no deadline that passes meanwhile
+        // comes before what is known. The same exchange as with whoever settles a death: see `Link::is_live`.
+        let cause = link.cause().expect("latched above");
+        let has_successor = !link.is_final();
+        let now_ns = self.read_clock();
+        self.after(self.correlation.end_all_of(link.source, has_successor, cause, now_ns, self.started()));
     }
 
     // ---- other ends ----

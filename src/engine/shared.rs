@@ -16,6 +16,7 @@ use super::revival::{Recipe, Revived};
 use super::seat::Seat;
 use super::stop::WorkerStop;
 use crate::base::clock::Deadline;
+use crate::base::contain::contain;
 use crate::base::failure::{Cause, Failure};
 use crate::base::ids::{GroupId, NodeId};
 use crate::base::waiting::Waiting;
@@ -320,7 +321,7 @@ impl Shared {
         let waker = lock(&self.wakers[index as usize]).take_if(|(of, _)| *of == generation);
         if let Some((_, waker)) = waker {
             // It is the user's, and this thread may be the engine's.
-            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake()));
+            contain(|| waker.wake());
         }
     }
 
@@ -427,7 +428,7 @@ impl Shared {
         );
         if let Some(listener) = &self.failure_listener {
             // It is the user's; what it does changes nothing here.
-            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| listener(&failure)));
+            contain(|| listener(&failure));
         }
         failure
     }

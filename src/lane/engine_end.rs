@@ -123,7 +123,7 @@ pub struct EngineEnd {
     head: Line<AtomicU64>,
     /// Requests whose LAST has been read.
     freed: Line<AtomicU64>,
-    /// 1 while somebody reads.
+    /// 0, or 1 while somebody reads, or why nobody reads any more.
     role: Line<AtomicU32>,
     /// Next reply position to read.
     next: AtomicU64,
@@ -135,6 +135,8 @@ pub struct EngineEnd {
 
 const NOBODY: u32 = 0;
 const SOMEBODY: u32 = 1;
+/// And more: the rule that was broken.
+const CORRUPT: u32 = 2;
 
 impl EngineEnd {
     /// The engine's side over freshly created segments.
@@ -368,22 +370,23 @@ impl EngineEnd {
             return Read::Busy;
         }
         let read = self.read_batch(READ_BATCH as u64, true, handle);
-        self.role.0.store(NOBODY, Ordering::Release);
+        // The frame that broke a rule might keep it when it is read once more, and what is behind it is worth
+        // nothing.
+        let next = if let Read::Corrupt(rule) = read { CORRUPT + rule as u32 } else { NOBODY };
+        self.role.0.store(next, Ordering::Release);
         read
     }
 
     /// Takes the role for good and reads to the end: for a lane whose worker is dead. At most one ring's
-    /// worth of frames can stand there.
+    /// worth of frames can stand there. Call it once. Where a rule was broken before, nothing is read.
     pub fn read_out(&self, handle: impl FnMut(Frame) -> Result<(), Rule>) -> Read {
-        self.close();
-        self.read_batch(self.capacity(), false, handle)
-    }
-
-    /// Takes the role for good: nothing is read any more. Call this or [`EngineEnd::read_out`], and once.
-    pub fn close(&self) {
-        while self.role.0.compare_exchange(NOBODY, SOMEBODY, Ordering::Acquire, Ordering::Relaxed).is_err() {
-            // The holder runs code of ours that does not wait; it may have lost its processor, though.
-            crate::os::cpu::yield_now();
+        loop {
+            match self.role.0.compare_exchange(NOBODY, SOMEBODY, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return self.read_batch(self.capacity(), false, handle),
+                // The holder runs code of ours that does not wait; it may have lost its processor, though.
+                Err(SOMEBODY) => crate::os::cpu::yield_now(),
+                Err(corrupt) => return Read::Corrupt(Rule::ALL[(corrupt - CORRUPT) as usize]),
+            }
         }
     }
 

@@ -6,12 +6,11 @@
 //! from it before the next (depth first). Exactly one last frame ends each request: written after the node
 //! has returned, so that the request's bytes may be reused only then.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use super::Node;
 use super::output::{EmitError, Output};
 use super::registry::Built;
 use super::request::{Cancellation, Request};
+use crate::base::contain::contain;
 use crate::base::failure::{ExecutionClass, NodeError};
 use crate::base::ids::{GroupId, Identity, NodeId};
 use crate::plan::placement::Placement;
@@ -165,9 +164,9 @@ impl Executor {
         let placement = &self.placement;
         let mut output = Output { placement, node, id, pending: &mut self.pending, port, refused: None };
         // A node's state after a panic is the node's own affair: it is called again, as documented.
-        let result = catch_unwind(AssertUnwindSafe(|| state.handle(&request, &mut output)));
+        let result = contain(|| state.handle(&request, &mut output));
         // Looked at in place: copying the results of the common case costs more than all else here.
-        if !matches!((&result, &output.refused), (Ok(Ok(())), None)) {
+        if !matches!((&result, &output.refused), (Some(Ok(())), None)) {
             let refused = output.refused;
             Self::fail(port, id, result, refused);
         }
@@ -184,16 +183,16 @@ impl Executor {
     fn fail(
         port: &mut dyn Port,
         source: NodeId,
-        result: std::thread::Result<Result<(), NodeError>>,
+        result: Option<Result<(), NodeError>>,
         refused: Option<EmitError>,
     ) {
         match (result, refused) {
-            (Err(_), _) => port.fail(source, ExecutionClass::Panic, 0, ""),
-            (Ok(_), Some(refused)) => port.fail(source, refused.class(), 0, ""),
-            (Ok(Err(error)), None) => {
+            (None, _) => port.fail(source, ExecutionClass::Panic, 0, ""),
+            (Some(_), Some(refused)) => port.fail(source, refused.class(), 0, ""),
+            (Some(Err(error)), None) => {
                 port.fail(source, ExecutionClass::NodeError, error.code(), error.text());
             }
-            (Ok(Ok(())), None) => {}
+            (Some(Ok(())), None) => {}
         }
     }
 }

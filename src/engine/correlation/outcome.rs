@@ -81,29 +81,13 @@ impl OutcomeCell {
     }
 }
 
-const RULES: [Rule; 11] = [
-    Rule::CommitWord,
-    Rule::Kind,
-    Rule::Status,
-    Rule::Flags,
-    Rule::PayloadLength,
-    Rule::PayloadPlace,
-    Rule::BlockHeld,
-    Rule::Ticket,
-    Rule::LastOutOfOrder,
-    Rule::ErrorPayload,
-    Rule::Edge,
-];
-
 /// A cause as one word: kind in the low half, number in the high half.
 pub(crate) fn cause_to_word(cause: Cause) -> u64 {
     let (kind, number) = match cause {
         Cause::Deadline => (0, 0),
         Cause::Exit(code) => (1, code as u32),
         Cause::Signal(signal) => (2, signal as u32),
-        Cause::Killed(KilledFor::Corruption(rule)) => {
-            (3, RULES.iter().position(|known| *known == rule).unwrap_or(0) as u32)
-        }
+        Cause::Killed(KilledFor::Corruption(rule)) => (3, rule as u32),
         Cause::Killed(KilledFor::ConnectionLost) => (4, 0),
         Cause::Killed(KilledFor::StopOverrun) => (5, 0),
         Cause::Stopped => (6, 0),
@@ -121,7 +105,7 @@ pub(crate) fn cause_from_word(word: u64) -> Cause {
         0 => Cause::Deadline,
         1 => Cause::Exit(number as i32),
         2 => Cause::Signal(number as i32),
-        3 => Cause::Killed(KilledFor::Corruption(RULES[number as usize % RULES.len()])),
+        3 => Cause::Killed(KilledFor::Corruption(Rule::ALL[number as usize % Rule::ALL.len()])),
         4 => Cause::Killed(KilledFor::ConnectionLost),
         5 => Cause::Killed(KilledFor::StopOverrun),
         6 => Cause::Stopped,
@@ -151,7 +135,7 @@ mod tests {
             Cause::Stopped,
             Cause::Execution { class: ExecutionClass::NoRoom, code: u32::MAX },
         ];
-        let corrupt = RULES.map(|rule| Cause::Killed(KilledFor::Corruption(rule)));
+        let corrupt = Rule::ALL.map(|rule| Cause::Killed(KilledFor::Corruption(rule)));
         let failed = causes.into_iter().chain(corrupt).map(Outcome::Failed);
         let others = [
             Outcome::Inline { len: 64 },
