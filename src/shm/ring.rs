@@ -103,7 +103,8 @@ impl<S: Slot> Place<S> {
     #[inline(always)]
     pub fn look(&self) -> Look {
         let word = self.slot.commit_word();
-        if word == self.position + 1 {
+        // Wrapping: who looks from beside a lane takes the position from a word that may be anything.
+        if word == self.position.wrapping_add(1) {
             Look::Ready
         } else if word == self.empty() {
             Look::Empty
@@ -114,7 +115,7 @@ impl<S: Slot> Place<S> {
 
     #[inline(always)]
     fn empty(&self) -> u64 {
-        if self.position < self.capacity { 0 } else { self.position + 1 - self.capacity }
+        if self.position < self.capacity { 0 } else { self.position - (self.capacity - 1) }
     }
 
     /// Copies the envelope of a position that [`Place::look`] called ready. Read once: check the copy.
