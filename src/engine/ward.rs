@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use super::correlation::Source;
 use super::forward::{Forward, Onward, Wakes};
 use super::link::Link;
 use super::revival::{self, Revived};
@@ -45,6 +46,8 @@ pub(super) struct Ward {
     liveness: Liveness,
     lives: Lives,
     succession: Succession,
+    /// Former lives whose memory somebody still holds, by incarnation.
+    former: Vec<u64>,
     /// Drains the output of a successor; the first life's is the engine's.
     capture: Option<Capture>,
     /// When a connection ended while the process lived.
@@ -63,6 +66,7 @@ impl Ward {
             liveness: Liveness::new(patience, clock::monotonic_ns()),
             lives: Lives::new(restart),
             succession: Succession::None,
+            former: Vec::new(),
             capture: None,
             connection_ended_ns: None,
             has_left: false,
@@ -164,6 +168,7 @@ impl Ward {
     }
 
     fn judge(&mut self, shared: &Shared, worker: &Worker, now_ns: u64) {
+        self.give_memory_back(shared);
         // What has come meanwhile is heard before its silence is judged.
         self.hear(shared);
         let link = shared.link(self.lane);
@@ -186,8 +191,8 @@ impl Ward {
         }
     }
 
-    /// The worker has ended: lane dead → reply ring read to its end → group killed → reaped → what is still
-    /// open ends.
+    /// The worker has ended: lane dead → reply ring read to its end → group killed → reaped → request ring closed
+    /// → what is still open ends, or goes to the successor.
     pub fn settle_death(&mut self, shared: &Shared, poller: &Poller) {
         let Some(worker) = self.worker.clone() else { return };
         let Some(exit) = worker.exit() else { return };
@@ -212,6 +217,7 @@ impl Ward {
         poller.remove(worker.pidfd());
         poller.remove(worker.socket());
         let cause = link.cause().expect("latched above");
+        link.end.end_claims();
         if due_ns.is_some() {
             take_back(shared, link);
         }
@@ -297,6 +303,15 @@ impl Ward {
         shared.wake(wakes);
         former.wake_everybody(&shared.correlation);
         shared.room_came_free();
+        self.former.push(former.source.incarnation);
+        self.give_memory_back(shared);
+    }
+
+    /// Gives back what the lanes of former lives hold, but for those in which somebody holds a reply or a loan.
+    fn give_memory_back(&mut self, shared: &Shared) {
+        let lane = self.lane;
+        self.former
+            .retain(|&incarnation| !shared.link_of(Source { lane, incarnation }).end.give_memory_back());
     }
 
     /// Watches a worker that is ready; one that cannot be watched is ended.
