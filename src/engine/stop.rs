@@ -40,7 +40,7 @@ pub struct WorkerStop {
     pub pid: i32,
     /// How it was stopped.
     pub mode: StopMode,
-    /// What the kernel says.
+    /// What the kernel says; or that we killed it, because it was told to stop and did not.
     pub cause: Cause,
 }
 

@@ -223,6 +223,10 @@ impl Ward {
         }
         end_what_is_open(shared, link, due_ns.is_some(), cause, now_ns);
         let gracefully = asked_to && exit == Exit::Code(0);
+        let stopped_by = match exit {
+            Exit::Signal(_) if worker.has_overrun() => Cause::Killed(KilledFor::StopOverrun),
+            _ => by_kernel,
+        };
         self.tell(
             shared,
             if asked_to { WorkerEvent::Stopped { gracefully } } else { WorkerEvent::Crashed(cause) },
@@ -234,7 +238,7 @@ impl Ward {
             group: shared.group_name(link.group).to_string(),
             pid: worker.pid(),
             mode: if gracefully { StopMode::Graceful } else { StopMode::Forced },
-            cause: by_kernel,
+            cause: stopped_by,
         };
         self.worker = None;
         self.connection_ended_ns = None;
