@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use handbell::{
-    App, Category, Cause, Deadline, Drain, Engine, EngineBuilder, Node, NodeError, NodeId, Output, Pending,
-    Plan, Request, Restart, WorkerEvent,
+    App, Category, Cause, Deadline, Drain, Engine, EngineBuilder, KilledFor, Node, NodeError, NodeId, Output,
+    Pending, Plan, Request, Restart, StopMode, WorkerEvent,
 };
 use rustix::process::Signal;
 
@@ -24,6 +24,7 @@ program![
     restart_01_what_waits_for_a_successor_that_is_lost_fails,
     restart_01_nothing_of_a_dead_worker_stays_in_memory,
     restart_01_what_is_held_of_a_dead_worker_stays_until_it_is_let_go,
+    hung_01_who_hangs_gets_a_successor,
     stop_ipc_03_who_hears_of_a_successors_birth_may_stop_the_engine,
 ];
 
@@ -276,6 +277,20 @@ fn restart_01_what_is_held_of_a_dead_worker_stays_until_it_is_let_go() {
 }
 
 // ---- ends ----
+
+fn hung_01_who_hangs_gets_a_successor() {
+    let notices = Notices::default();
+    let plan = Plan::new().group("g", ["stuck", "echo"]).restart(soon(5)).redispatch_unstarted();
+    let builder = over(plan).hung_after(Duration::from_secs(1)).on_worker_event(notices.listener());
+    let (engine, stuck) = started(builder, "stuck");
+    let pending =
+        engine.request(stuck).deadline(Deadline::after(Duration::from_millis(100))).dispatch(b"").unwrap();
+    let behind = engine.request(engine.node("echo").unwrap()).deadline(far()).dispatch(b"behind").unwrap();
+    assert_eq!(failure(pending.wait().unwrap_err(), Category::Timeout).cause(), Cause::Deadline);
+    assert_eq!(*behind.wait().unwrap().bytes(), *b"behind");
+    assert!(notices.has(&WorkerEvent::Crashed(Cause::Killed(KilledFor::Hung))), "{:?}", notices.events());
+    assert_eq!(stop(&engine).workers[0].mode, StopMode::Graceful);
+}
 
 /// An engine that is reached from where it is started.
 static ENGINE: Mutex<Option<Engine>> = Mutex::new(None);
