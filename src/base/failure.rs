@@ -134,6 +134,9 @@ pub enum Cause {
     Exit(i32),
     /// A signal ended the worker.
     Signal(i32),
+    /// The kernel killed the worker for want of memory: a SIGKILL that nobody here sent, while the kernel's count of
+    /// such kills in our memory control group grew.
+    OutOfMemory,
     /// The engine ended the worker.
     Killed(KilledFor),
     /// The node or the executor refused the request.
@@ -210,7 +213,7 @@ impl Failure {
     pub(crate) fn category_of(cause: Cause) -> Category {
         match cause {
             Cause::Deadline => Category::Timeout,
-            Cause::Exit(_) | Cause::Signal(_) | Cause::Killed(_) => Category::Transport,
+            Cause::Exit(_) | Cause::Signal(_) | Cause::OutOfMemory | Cause::Killed(_) => Category::Transport,
             Cause::Execution { .. } => Category::Execution,
             Cause::Stopped => Category::Shutdown,
         }

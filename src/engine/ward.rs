@@ -15,13 +15,15 @@ use crate::base::ids::{NodeId, Ticket};
 use crate::doorbell::{Ended, Report};
 use crate::lane::EngineEnd;
 use crate::os::child::Exit;
-use crate::os::clock;
 use crate::os::poll::Poller;
+use crate::os::{clock, limits};
 use crate::plan::restart::{Lives, Restart};
 use crate::supervisor::{
     self, Capture, Finding, Liveness, Patience, StartError, Work, Worker, WorkerEvent, WorkerNotice,
 };
 
+/// The number is the same on every processor that this crate supports.
+const SIGKILL: i32 = 9;
 /// Dead workers whose last lines are kept.
 const LAST_WORDS: usize = 64;
 /// A worker whose connection has ended is dying, or is killed after this.
@@ -50,6 +52,8 @@ pub(super) struct Ward {
     former: Vec<u64>,
     /// Drains the output of a successor; the first life's is the engine's.
     capture: Option<Capture>,
+    /// The kernel's count of kills for want of memory when this life began, or the last one was told of.
+    oom_kills: Option<u64>,
     /// When a connection ended while the process lived.
     connection_ended_ns: Option<u64>,
     /// It has said, as it was asked to, that serving has ended: silence is what follows.
@@ -68,6 +72,7 @@ impl Ward {
             succession: Succession::None,
             former: Vec::new(),
             capture: None,
+            oom_kills: limits::oom_kills(),
             connection_ended_ns: None,
             has_left: false,
         }
@@ -196,11 +201,14 @@ impl Ward {
     pub fn settle_death(&mut self, shared: &Shared, poller: &Poller) {
         let Some(worker) = self.worker.clone() else { return };
         let Some(exit) = worker.exit() else { return };
-        let by_kernel = match exit {
-            Exit::Code(code) => Cause::Exit(code),
-            Exit::Signal(signal) => Cause::Signal(signal),
-        };
         let link = shared.link(self.lane);
+        // Only of what nobody here killed is the count read.
+        let is_ours = link.cause().is_some() || worker.has_overrun();
+        let kills_before = self.oom_kills;
+        if !is_ours && exit == Exit::Signal(SIGKILL) {
+            self.oom_kills = limits::oom_kills();
+        }
+        let by_kernel = by_kernel(exit, self.oom_kills > kills_before);
         let now_ns = clock::monotonic_ns();
         let asked_to = shared.stopping_workers.load(Ordering::SeqCst);
         let may_follow = !asked_to && !link.is_final();
@@ -295,6 +303,7 @@ impl Ward {
         seat.begin_life(lane, true);
         self.liveness = Liveness::new(self.patience, now_ns);
         self.has_left = false;
+        self.oom_kills = limits::oom_kills();
         shared.workers.lock().living.insert(self.lane, Arc::clone(&worker));
         if shared.stopping_workers.load(Ordering::SeqCst) {
             worker.tell_to_stop();
@@ -347,6 +356,15 @@ impl Ward {
     }
 }
 
+/// What the kernel says of an end; `more_kills` if it has killed somebody for want of memory meanwhile.
+fn by_kernel(exit: Exit, more_kills: bool) -> Cause {
+    match exit {
+        Exit::Code(code) => Cause::Exit(code),
+        Exit::Signal(SIGKILL) if more_kills => Cause::OutOfMemory,
+        Exit::Signal(signal) => Cause::Signal(signal),
+    }
+}
+
 /// Ends what a dead worker owes; with a successor, what that is not to have.
 fn end_what_is_open(shared: &Shared, link: &Link, has_successor: bool, cause: Cause, now_ns: u64) {
     let open = shared.correlation.end_all_of(link.source, has_successor, cause, now_ns, shared.started());
@@ -391,4 +409,17 @@ fn read_to_the_end(shared: &Shared, link: &Link) {
     // What is behind a frame that breaks a rule ends with the lane; it is dead already, and its first cause stays.
     let _ = link.end.read_out(|frame| shared.judge(link, frame, now_ns, &mut wakes));
     shared.wake(wakes);
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kill_for_want_of_memory_is_told_from_another() {
+        assert_eq!(by_kernel(Exit::Signal(SIGKILL), true), Cause::OutOfMemory);
+        assert_eq!(by_kernel(Exit::Signal(SIGKILL), false), Cause::Signal(9));
+        assert_eq!(by_kernel(Exit::Signal(11), true), Cause::Signal(11));
+        assert_eq!(by_kernel(Exit::Code(9), true), Cause::Exit(9));
+    }
 }
