@@ -94,13 +94,13 @@ impl Shared {
                     self.keep_payload(self.correlation.root_of(envelope), Carried::Block(block).to_heap());
                 }
                 FramePayload::Block(_) => {}
-            })?;
+            });
         if let FramePayload::Block(block) = payload
-            && (verdict == Verdict::Dropped || outcome == Outcome::Heap)
+            && (!matches!(verdict, Ok(Verdict::Ended(..))) || outcome == Outcome::Heap)
         {
             link.end.release(block);
         }
-        if let Verdict::Ended(index, aftermath) = verdict {
+        if let Verdict::Ended(index, aftermath) = verdict? {
             self.settle(index, aftermath, wakes);
         }
         Ok(())
@@ -117,7 +117,13 @@ impl Shared {
         now_ns: u64,
         wakes: &mut Wakes,
     ) -> Result<(), Rule> {
-        let FramePayload::Inline { at, len } = payload else { return Err(Rule::ErrorPayload) };
+        let (at, len) = match payload {
+            FramePayload::Inline { at, len } => (at, len),
+            FramePayload::Block(block) => {
+                link.end.release(block);
+                return Err(Rule::ErrorPayload);
+            }
+        };
         let mut copy = [0; error::MAX_BYTES];
         let copy = copy.get_mut(..len).ok_or(Rule::ErrorPayload)?;
         link.end.read_inline(at, copy);
