@@ -183,7 +183,9 @@ fn restart_01_what_waits_for_a_successor_that_is_lost_fails() {
     let (engine, first) = started(builder, "first");
     let send = |_| engine.request(first).deadline(Deadline::Never).dispatch(b"").unwrap();
     let mut waiting: Vec<Pending> = (0..SENT).map(send).collect();
-    until("all have gone on", || engine.counters().forwarded == SENT);
+    until("all have gone on, and one has been begun", || {
+        engine.counters().forwarded == SENT && handbell::testing::has_begun_at(&engine, 1, 0)
+    });
     kill_and_wait(&engine, 1);
     until("the second life has begun one", || handbell::testing::has_begun_at(&engine, 1, 0));
     kill(engine.worker_pids()[1], Signal::KILL);
