@@ -124,8 +124,11 @@ pub(crate) fn start(specs: &[WorkerSpec<'_>]) -> Result<(Vec<Started>, Capture),
     let prepared = specs.iter().map(Prepared::new).collect::<Result<Vec<_>, _>>()?;
     // From the first line on: what a worker prints while it builds its nodes must not hold it up, and if it
     // refuses to begin, it prints why. Declared before `births`, so that it is drained after the end of those.
-    let first = specs.first().expect("at least one is to be started");
-    let capture = Capture::start(first.owner).map_err(first.system(StartStep::Spawn))?;
+    let owner = specs.first().map_or_else(Owner::new, |spec| spec.owner);
+    let capture = Capture::start(owner).map_err(|error| match specs.first() {
+        Some(spec) => spec.system(StartStep::Spawn)(error),
+        None => StartError::System { group: "?".into(), step: StartStep::Spawn, error },
+    })?;
     let mut births = Births(Vec::with_capacity(specs.len()));
     for (spec, prepared) in specs.iter().zip(prepared) {
         births.0.push(Unborn::spawn(spec, prepared, &capture, begun_ns)?);
