@@ -18,7 +18,7 @@ impl EngineEnd {
     pub fn end_claims(&self) {
         let head = self.head.0.fetch_or(CLOSED, Ordering::AcqRel) & !CLOSED;
         for position in self.freed.0.load(Ordering::Acquire)..head {
-            while self.request_ring.look(&self.request, position) == Look::Empty {
+            while self.request_ring.place(position).look() == Look::Empty {
                 // Between claim and commit code of ours runs that does not wait; it may have lost its processor.
                 crate::os::cpu::yield_now();
             }
@@ -32,7 +32,7 @@ impl EngineEnd {
         assert!(head & CLOSED != 0, "claims have been ended");
         let sent = self.freed.0.load(Ordering::Acquire)..head & !CLOSED;
         let read = |position| {
-            let envelope = self.request_ring.envelope(&self.request, position);
+            let envelope = self.request_ring.place(position).envelope();
             let at = match envelope.payload_at {
                 0 => self.request_ring.inline_at(position),
                 at => self.request_layout.arena_at + (at as usize - 1) * CACHE_LINE_BYTES,

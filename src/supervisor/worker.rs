@@ -4,7 +4,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::output::Tail;
-use crate::base::sync::{AtomicU32, Ordering};
 use crate::doorbell::{Connection, Ended, EngineSession, Rejects, Report, Session};
 use crate::os::child::{self, Exit};
 use crate::os::poll::readable_within;
@@ -55,14 +54,11 @@ pub(crate) struct Worker {
     tail: Tail,
     /// Whether its numbers may be somebody else's by now. Held while they are used.
     reaped: Mutex<bool>,
-    /// 1 once it has been sent signals because it did not stop.
-    overran: AtomicU32,
 }
 
 impl Worker {
     pub(super) fn new(pid: i32, pidfd: OwnedFd, socket: OwnedFd) -> Self {
-        let (line, tail, overran) = (Mutex::default(), Tail::default(), AtomicU32::new(0));
-        Self { pid, pidfd, socket, line, tail, reaped: Mutex::new(false), overran }
+        Self { pid, pidfd, socket, line: Mutex::default(), tail: Tail::default(), reaped: Mutex::new(false) }
     }
 
     /// The handshake is done, and GO may be due.
@@ -175,20 +171,13 @@ impl Worker {
         line.turn(now_ns);
     }
 
-    /// SIGTERM to its group, because it was told to stop and has not; a stopped one is continued so that it can obey.
+    /// SIGTERM to its group; a stopped one is continued so that it can obey.
     pub fn terminate(&self) {
-        self.overran.store(1, Ordering::Relaxed);
         let reaped = self.reaped();
         if !*reaped {
             child::signal_group(self.pid, SIGTERM);
             child::signal_group(self.pid, SIGCONT);
         }
-    }
-
-    /// Whether it was told to stop, did not, and was sent signals for that.
-    pub fn has_overrun(&self) -> bool {
-        // Relaxed: its end, which is looked at first, comes after the signal.
-        self.overran.load(Ordering::Relaxed) != 0
     }
 
     /// SIGKILL to its group. An unreaped leader keeps the group's number its own.
