@@ -92,13 +92,13 @@ impl Shared {
                     self.keep_payload(self.correlation.root_of(envelope), bytes);
                 }
                 FramePayload::Block(_) => {}
-            })?;
+            });
         if let FramePayload::Block(block) = payload
-            && (verdict == Verdict::Dropped || outcome == Outcome::Heap)
+            && (!matches!(verdict, Ok(Verdict::Ended(..))) || outcome == Outcome::Heap)
         {
             link.end.release(block);
         }
-        if let Verdict::Ended(index, aftermath) = verdict {
+        if let Verdict::Ended(index, aftermath) = verdict? {
             self.settle(index, aftermath, wakes);
         }
         Ok(())
@@ -115,7 +115,13 @@ impl Shared {
         now_ns: u64,
         wakes: &mut Wakes,
     ) -> Result<(), Rule> {
-        let FramePayload::Inline { at, len } = payload else { return Err(Rule::ErrorPayload) };
+        let (at, len) = match payload {
+            FramePayload::Inline { at, len } => (at, len),
+            FramePayload::Block(block) => {
+                link.end.release(block);
+                return Err(Rule::ErrorPayload);
+            }
+        };
         let mut copy = [0; error::MAX_BYTES];
         let copy = copy.get_mut(..len).ok_or(Rule::ErrorPayload)?;
         link.end.read_inline(at, copy);
@@ -258,6 +264,7 @@ impl Shared {
         // Nothing of the ring is read any more, so what stands in it ends now: no deadline that passes meanwhile
         // comes before what is known. The same exchange as with whoever settles a death: see `Link::is_live`.
         let cause = link.cause().expect("latched above");
+        link.end.end_claims();
         let has_successor = !link.is_final();
         let now_ns = self.read_clock();
         self.after(self.correlation.end_all_of(link.source, has_successor, cause, now_ns, self.started()));

@@ -56,6 +56,7 @@ impl EngineThread {
     /// Lives until the engine is stopped and its workers are reaped.
     pub fn run(mut self) {
         let shared = Arc::clone(&self.shared);
+        shared.recipe.owner.adopt();
         let mut tokens = Vec::new();
         loop {
             if shared.ending.load(Ordering::SeqCst) && self.wards.iter().all(Ward::is_over) {

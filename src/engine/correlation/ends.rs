@@ -320,8 +320,10 @@ impl Correlation {
         // Between the end of the root and the look at its positions; pairs with the senders' fence.
         fence(Ordering::SeqCst);
         let age = |hop: &&Hop| hop.generation().wrapping_sub(key.generation) % Ticket::GENERATIONS;
-        let there = |hop: &&Hop| place.is_none_or(|place| hop.is_asked_of(place));
-        let failed = self.open_hops(key).filter(there).min_by_key(age);
+        let there = |hop: &&Hop| place.is_none_or(|place| hop.lane() == Some(place.lane));
+        let is_of_another_life = |hop: &Hop| place.is_some_and(|place| !hop.is_asked_of(place));
+        let rank = |hop: &&Hop| (is_of_another_life(hop), age(hop));
+        let failed = self.open_hops(key).filter(there).min_by_key(rank);
         // Between two hops of a path none is open; then the latest one speaks.
         let failed = failed.or_else(|| self.hops_since(key).filter(there).max_by_key(age));
         let group = failed.map_or(GroupId(0), Hop::group);
@@ -357,7 +359,8 @@ impl Correlation {
     }
 
     /// Ends every root with a hop that has been sent to `source` and not ended, in the order of registration. What
-    /// only waits in front of it can wait for its successor, unless there is to be none.
+    /// only waits in front of it can wait for its successor, unless there is to be none: then whatever has a hop in
+    /// its lane ends.
     pub fn end_all_of(
         &self,
         source: Source,
@@ -366,7 +369,11 @@ impl Correlation {
         now_ns: u64,
         started: impl Fn(Source, u64) -> bool,
     ) -> Vec<EndedRoot> {
-        let is_lost = |hop: &Hop| hop.is_asked_of(source) && (!has_successor || hop.placed().is_some());
+        let is_lost = |hop: &Hop| match has_successor {
+            true => hop.is_asked_of(source) && hop.placed().is_some(),
+            // What was to wait for a successor may have been asked of an earlier life.
+            false => hop.lane() == Some(source.lane),
+        };
         let open = self.open_roots(|key| self.open_hops(key).any(is_lost));
         let outcome = Outcome::Failed(cause);
         let end = |key| self.end(key, Some(source), outcome, now_ns, &started);
