@@ -456,10 +456,16 @@ impl Model {
             Some(Cause::Deadline) => counters.expired += 1,
             Some(_) => counters.failed += 1,
         }
-        let is_there = |hop: &usize| place.is_none() || self.hops[*hop].peer == place;
+        // What happened in a lane: at a hop there, in this life of its worker rather than in an earlier one.
+        let is_there = |hop: &usize| {
+            let asked = self.hops[*hop].peer;
+            place.is_none_or(|place| asked.is_some_and(|asked| asked.lane == place.lane))
+        };
+        let is_of_another_life = |hop: &usize| place.is_some() && self.hops[*hop].peer != place;
         let open = self.open_hops(root);
         // The oldest open one; between two hops of a path, the latest one.
-        let failed = open.iter().copied().filter(is_there).min().or_else(|| {
+        let there = open.iter().copied().filter(is_there);
+        let failed = there.min_by_key(|hop| (is_of_another_life(hop), *hop)).or_else(|| {
             let is_left = |hop: &usize| {
                 self.hops[*hop].root == root && self.newest_in(self.hops[*hop].slot) == Some(*hop)
             };
@@ -485,11 +491,15 @@ impl Model {
         due
     }
 
-    /// Open roots with a hop that a dead worker owes.
+    /// Open roots with a hop that a dead worker owes: of this life, and sent; without a successor, all that is asked
+    /// of its lane.
     pub fn owed_by(&self, peer: Peer, has_successor: bool) -> Vec<usize> {
         let is_owed = |hop: &usize| {
             let hop = &self.hops[*hop];
-            hop.peer == Some(peer) && (!has_successor || hop.position.is_some())
+            match has_successor {
+                true => hop.peer == Some(peer) && hop.position.is_some(),
+                false => hop.peer.is_some_and(|asked| asked.lane == peer.lane),
+            }
         };
         let open = (0..self.roots.len()).filter(|root| self.is_open(*root));
         open.filter(|root| self.open_hops(*root).iter().any(is_owed)).collect()
@@ -561,6 +571,12 @@ impl Model {
             ids_in_flight: with_id.count() as u64,
             open_hops: open.iter().map(|root| self.open_hops(*root).len() as u64).sum(),
         }
+    }
+
+    /// Open roots of which nothing can come any more: they would wait for ever.
+    pub fn forgotten(&self) -> Vec<usize> {
+        let open = (0..self.roots.len()).filter(|root| self.is_open(*root));
+        open.filter(|root| self.open_hops(*root).is_empty()).collect()
     }
 
     pub fn newest_events(&self) -> &[Event] {
