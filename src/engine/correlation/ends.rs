@@ -207,7 +207,7 @@ impl Correlation {
         let closing = (last == LastMark::Ended).then_some(parent.slot() % branches);
         let entry = match root.begin_branch(key.generation, closing, branches) {
             Ok(entry) => entry,
-            Err(NoBranch::Full) => return too_many(ExecutionClass::TooManyBranches),
+            Err(NoBranch::TooMany) => return too_many(ExecutionClass::TooManyBranches),
             Err(NoBranch::Ended) => {
                 self.drop_frame(counters, frame, now_ns);
                 return Passage::Dropped;

@@ -37,6 +37,8 @@ const BRANCHES: u64 = 0xFFFF;
 /// One thread at work on a hop entry; at most two for each, one that hands it on and one that empties a queue.
 const PIN: u64 = 1 << 16;
 const PINS: u64 = 0xFF * PIN;
+/// Of the word that counts branches: beside the generation.
+const COUNT: u64 = (1 << GENERATION_SHIFT) - 1;
 
 /// Names a root for as long as its owner has not taken its outcome.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,13 +61,13 @@ pub(crate) struct Aftermath {
     pub detached: bool,
 }
 
-/// No hop entry of the root can be opened.
+/// The root can have no further branch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum NoBranch {
     /// The root has ended.
     Ended,
-    /// All its entries are open.
-    Full,
+    /// It has had as many as it may.
+    TooMany,
 }
 
 /// Where a request stands, as its owner sees it.
@@ -91,6 +93,8 @@ pub(super) struct Root {
     pub place: AtomicU64,
     /// Generation, pins, which hop entries are open.
     branches: AtomicU64,
+    /// Generation, and how many branches the root has ever had.
+    branched: AtomicU64,
     /// Grows when a hop of the root gets its lane, for an owner who looks at lanes.
     moves: AtomicU64,
     pub outcome: OutcomeCell,
@@ -103,6 +107,7 @@ impl Root {
     /// goes on to them.
     pub fn open(&self, generation: u64) {
         self.branches.store(generation << GENERATION_SHIFT | 1, Ordering::Relaxed);
+        self.branched.store(generation << GENERATION_SHIFT | 1, Ordering::Relaxed);
         self.state.store(generation << GENERATION_SHIFT | OPEN, Ordering::Release);
     }
 
@@ -165,8 +170,13 @@ impl Root {
         false
     }
 
-    /// Opens another of the first `limit` entries, gives `closing` back in the same step, and pins.
+    /// Opens another of the first `limit` entries, gives `closing` back in the same step, and pins. What takes no
+    /// place of another is one more branch; a root has `limit` of them in its life, and the first from its
+    /// registration on.
     pub fn begin_branch(&self, generation: u64, closing: Option<u32>, limit: u32) -> Result<u32, NoBranch> {
+        if closing.is_none() {
+            self.count_branch(generation, limit)?;
+        }
         let mut word = self.branches.load(Ordering::Relaxed);
         loop {
             if word >> GENERATION_SHIFT != generation {
@@ -174,13 +184,30 @@ impl Root {
             }
             let kept = closing.map_or(word, |entry| word & !(1 << entry));
             let entry = (kept & BRANCHES).trailing_ones();
-            if entry >= limit {
-                return Err(NoBranch::Full);
-            }
+            assert!(entry < limit, "no more branches are open than have been counted");
             debug_assert!(word & PINS != PINS, "two pins for each entry at most");
             let taken = (kept | 1 << entry) + PIN;
             match self.branches.compare_exchange_weak(word, taken, Ordering::SeqCst, Ordering::Relaxed) {
                 Ok(_) => break self.look_again(generation).map(|()| entry),
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Counts one more branch. How many are open in the same moment depends on who is faster; how many there have
+    /// been does not.
+    fn count_branch(&self, generation: u64, limit: u32) -> Result<(), NoBranch> {
+        let mut word = self.branched.load(Ordering::Relaxed);
+        loop {
+            if word >> GENERATION_SHIFT != generation {
+                return Err(NoBranch::Ended);
+            }
+            if word & COUNT >= u64::from(limit) {
+                return Err(NoBranch::TooMany);
+            }
+            // Relaxed: it counts, and orders nothing.
+            match self.branched.compare_exchange_weak(word, word + 1, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Ok(()),
                 Err(now) => word = now,
             }
         }
@@ -323,7 +350,7 @@ mod tests {
         root.open(1);
         assert_eq!(root.begin_branch(1, Some(0), 1), Ok(0), "the last branch is never missing in between");
         root.unpin();
-        assert_eq!(root.begin_branch(1, None, 1), Err(NoBranch::Full));
+        assert_eq!(root.begin_branch(1, None, 1), Err(NoBranch::TooMany));
         assert_eq!(root.begin_branch(1, Some(0), 2), Ok(0));
         root.unpin();
         assert_eq!(root.open_branches(1), 1);
@@ -331,5 +358,21 @@ mod tests {
         assert!(root.try_end(1));
         assert_eq!(root.begin_branch(1, None, 2), Err(NoBranch::Ended));
         assert!(!root.pin(1));
+    }
+    #[test]
+    fn a_branch_that_has_ended_still_counts() {
+        let root = Root::default();
+        root.open(1);
+        for branch in 1..4 {
+            assert_eq!(root.begin_branch(1, None, 4), Ok(1), "branch {branch} has the free entry");
+            root.unpin();
+            assert!(!root.end_branch(1, 1));
+            assert_eq!(root.begin_branch(1, Some(0), 4), Ok(0), "going on costs nothing");
+            root.unpin();
+        }
+        assert_eq!(root.begin_branch(1, None, 4), Err(NoBranch::TooMany));
+        root.open(2);
+        assert_eq!(root.begin_branch(1, None, 4), Err(NoBranch::Ended));
+        assert_eq!(root.begin_branch(2, None, 4), Ok(1), "the place's next user counts for itself");
     }
 }
