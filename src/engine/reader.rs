@@ -3,6 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::answer::Answer;
 use super::correlation::{Aftermath, EndedRoot, Outcome, Passage, RootKey, Source, Verdict, Way};
 use super::forward::{Carried, Onward, Wakes};
 use super::link::{Link, wake};
@@ -87,7 +88,7 @@ impl Shared {
                 Outcome::Block { source: link.source, payload_at, len }
             }
         };
-        let verdict =
+        let mut verdict =
             self.correlation.frame(link.source, envelope, last, outcome, now_ns, |cell| match &payload {
                 FramePayload::Inline { at, len } => link.end.copy_inline(*at, *len, cell),
                 FramePayload::Block(block) if outcome == Outcome::Heap => {
@@ -95,14 +96,17 @@ impl Shared {
                 }
                 FramePayload::Block(_) => {}
             })?;
+        if let Verdict::Candidate(key) = verdict {
+            let bytes = carried(link, &payload).to_heap();
+            let answer = Answer { source: link.source, group: link.group, envelope: *envelope, bytes };
+            verdict = self.keep_answer(key, answer, last, now_ns);
+        }
         if let FramePayload::Block(block) = payload
-            && (verdict == Verdict::Dropped || outcome == Outcome::Heap)
+            && (!matches!(verdict, Verdict::Ended(..)) || outcome == Outcome::Heap)
         {
             link.end.release(block);
         }
-        if let Verdict::Ended(index, aftermath) = verdict {
-            self.settle(index, aftermath, wakes);
-        }
+        self.follow(verdict, envelope, now_ns, wakes);
         Ok(())
     }
 
@@ -123,15 +127,19 @@ impl Shared {
         link.end.read_inline(at, copy);
         let (class, ..) = error::decode(copy).ok_or(Rule::ErrorPayload)?;
         let outcome = Outcome::Error { len: len as u32 };
-        let verdict = self.correlation.frame(link.source, envelope, last, outcome, now_ns, |cell| {
+        let mut verdict = self.correlation.frame(link.source, envelope, last, outcome, now_ns, |cell| {
             fill_cell(cell, copy);
         })?;
-        if let Verdict::Ended(index, aftermath) = verdict {
-            if class == ExecutionClass::Misrouted {
-                self.correlation.misrouted(link.source.lane);
-            }
-            self.settle(index, aftermath, wakes);
+        if class == ExecutionClass::Misrouted && matches!(verdict, Verdict::Ended(..) | Verdict::Candidate(_))
+        {
+            self.correlation.misrouted(link.source.lane);
         }
+        if let Verdict::Candidate(key) = verdict {
+            let bytes = Box::from(&*copy);
+            let answer = Answer { source: link.source, group: link.group, envelope: *envelope, bytes };
+            verdict = self.keep_answer(key, answer, last, now_ns);
+        }
+        self.follow(verdict, envelope, now_ns, wakes);
         Ok(())
     }
 
@@ -145,10 +153,7 @@ impl Shared {
         now_ns: u64,
         wakes: &mut Wakes,
     ) -> Result<(), Rule> {
-        let carried = match &payload {
-            FramePayload::Inline { at, len } => Carried::Inline { link, at: *at, len: *len },
-            FramePayload::Block(block) => Carried::Block(block),
-        };
+        let carried = carried(link, &payload);
         let passed = self.pass(link.source, link.group, envelope, last, carried, now_ns, wakes);
         if let FramePayload::Block(block) = payload {
             link.end.release(block);
@@ -193,9 +198,21 @@ impl Shared {
                 }
             }
             Passage::Ended(index, aftermath) => self.settle(index, aftermath, wakes),
+            Passage::Due(key) => self.end_with_answer(envelope, key, now_ns, wakes),
             Passage::Dropped => {}
         }
         Ok(())
+    }
+
+    /// What follows the verdict on a terminal, or on the end of a branch.
+    #[inline(always)]
+    pub fn follow(&self, verdict: Verdict, envelope: &Envelope, now_ns: u64, wakes: &mut Wakes) {
+        match verdict {
+            Verdict::Ended(index, aftermath) => self.settle(index, aftermath, wakes),
+            Verdict::Due(key) => self.end_with_answer(envelope, key, now_ns, wakes),
+            Verdict::Candidate(_) => unreachable!("it has been kept"),
+            Verdict::Dropped => {}
+        }
     }
 
     /// A branch has ended: frames of its run may be waiting for that.
@@ -285,5 +302,13 @@ impl Shared {
             Lane::Worker(_) => self.link_of(source).end.started(position),
             Lane::Local(local) => local.started(position),
         }
+    }
+}
+
+/// A frame's payload where it lies.
+fn carried<'a>(link: &'a Link, payload: &'a FramePayload) -> Carried<'a> {
+    match payload {
+        FramePayload::Inline { at, len } => Carried::Inline { link, at: *at, len: *len },
+        FramePayload::Block(block) => Carried::Block(block),
     }
 }

@@ -1,7 +1,8 @@
 //! A run: a stream of inputs with a window in flight, their outputs in the order of the inputs.
 //!
 //! Order holds at every hop, not only at the end: each group gets the frames of a run in the order of (input,
-//! path of emissions), whatever the groups before it did and however many processes they have.
+//! path of emissions), whatever the groups before it did and however many processes they have. An input ends with
+//! its last branch, and the first of its answers in that order counts.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -383,6 +384,7 @@ impl Shared {
             })?;
         }
         let admitted = admitted.map_err(|_| NotTaken::TraceInFlight)?;
+        self.correlation.join_run(admitted.root);
         self.set_order(admitted.root.index, Some(Arc::clone(order)));
         fence(Ordering::SeqCst);
         self.correlation.published(admitted.root, outbound.deadline_ns);

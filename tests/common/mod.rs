@@ -5,6 +5,7 @@
 pub mod bell;
 pub mod nodes;
 pub mod ordered;
+pub mod played;
 pub mod scripted;
 pub mod watch;
 
