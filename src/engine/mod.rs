@@ -10,7 +10,7 @@
 //! shared.rs     what all of it works on               seat.rs      a process, over its lives
 //! link.rs       a worker's lane                       local.rs     a group without worker
 //! thread.rs     the last of those who wait            ward.rs      a worker in its care
-//! revival.rs    a dead worker's successor
+//! revival.rs    a dead worker's successor            room.rs      waiting for it without a thread
 //! correlation/  every request ends exactly once
 //! ```
 
@@ -30,6 +30,7 @@ mod pending;
 mod reader;
 mod request;
 mod revival;
+mod room;
 mod run;
 mod seat;
 mod shared;
