@@ -340,7 +340,8 @@ impl Table {
         };
         match self.correlation.frame(SOURCE, envelope, last, outcome, now_ns, fill) {
             Ok(Verdict::Ended(..)) => Judged::Ended,
-            Ok(Verdict::Dropped) => Judged::Dropped,
+            // Nothing here is in a run.
+            Ok(Verdict::Dropped | Verdict::Candidate(_) | Verdict::Due(_)) => Judged::Dropped,
             Err(rule) => Judged::Broke(rule),
         }
     }
