@@ -26,7 +26,7 @@ mod in_order;
 mod link;
 mod local;
 mod local_port;
-mod order;
+pub(crate) mod order;
 mod pending;
 mod reader;
 mod request;

@@ -41,7 +41,7 @@ use std::sync::Arc;
 const NONE: u32 = u32::MAX;
 
 /// Where the frames of a plan can go. The plan's edges form no circle between groups.
-pub(super) struct Reach {
+pub(crate) struct Reach {
     nodes: Box<[Ahead]>,
     groups: usize,
 }
@@ -103,7 +103,7 @@ impl Ahead {
 ///
 /// Frames are named by ids, unique among the live ones. Inputs are numbered in the order in which they are
 /// added.
-pub(super) struct Order<T> {
+pub(crate) struct Order<T> {
     reach: Arc<Reach>,
     lists: Lists,
     slots: Vec<Slot<T>>,
@@ -129,7 +129,7 @@ struct Slot<T> {
 
 /// What became of an answer's mark.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Marked {
+pub(crate) struct Marked {
     pub input: u64,
     /// No answer of the input that came before stands at an earlier place.
     pub is_first: bool,

@@ -206,7 +206,11 @@ impl Correlation {
             return too_many(ExecutionClass::TooManyHops);
         }
         if parent_hop.is_repeated_output() {
-            counters.replayed_output_drop.add_as_reader();
+            if root.open_generation() == Some(key.generation) {
+                counters.replayed_output_drop.add_as_reader();
+            } else {
+                self.drop_frame(counters, frame, now_ns);
+            }
             return Passage::Dropped;
         }
         let closing = (last == LastMark::Ended).then_some(parent.slot() % branches);
