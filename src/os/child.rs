@@ -357,6 +357,17 @@ mod tests {
     }
 
     #[test]
+    fn one_that_ends_is_told_from_one_that_lives() {
+        let child = shell("exec sleep 1000");
+        assert!(!is_ending(child.pid) && !is_stopped(child.pid));
+        signal(child.pidfd.as_fd(), libc::SIGKILL).unwrap();
+        assert!(readable_within(child.pidfd.as_fd(), Some(LATE_MS)).unwrap());
+        assert!(is_ending(child.pid) && !is_stopped(child.pid));
+        end_of(&child);
+        assert!(!is_ending(child.pid), "it is gone");
+    }
+
+    #[test]
     fn a_group_dies_whole_even_after_its_leader() {
         for leader_first in [false, true] {
             let child = shell("sleep 1000 & echo up; wait");
