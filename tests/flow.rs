@@ -2,7 +2,7 @@
 //!
 //! `HANDBELL_FLOW_REQUESTS=1000000 cargo test --release --test flow -- flow_01_a_circle --nocapture` runs so many
 //! requests in each configuration, and prints how long they took. `HANDBELL_TEST_LIMIT_S` is how many seconds
-//! the whole may take before it counts as a hang.
+//! a test may take before it counts as a hang.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

@@ -27,7 +27,7 @@ pub fn watched(name: &'static str, test: impl FnOnce()) {
     let (step, steps) = channel::<()>();
     std::thread::spawn(move || {
         loop {
-            match steps.recv_timeout(Duration::from_secs(120)) {
+            match steps.recv_timeout(Duration::from_secs(300)) {
                 Ok(()) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => hangs(name),
