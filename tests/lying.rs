@@ -434,6 +434,7 @@ fn a_lie_while_nobody_waits_is_found() {
     let pending = engine.request(node).dispatch(b"kind 77").unwrap();
     until("the worker is gone", || !is_alive(pid));
     until("both have ended", || engine.counters().failed == 2);
+    until("the detached one has been freed", || engine.audit().not_taken == 1);
     assert_eq!(transport(pending.wait().unwrap_err()), Cause::Killed(KilledFor::Corruption(Rule::Kind)));
     balanced(&engine);
     stop(&engine);
