@@ -12,6 +12,7 @@ use handbell::testing;
 use handbell::{CallError, Category, Engine, EngineBuilder, EventBell, Pending, Plan, Profile, Reply};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
 
 mod common;
 use common::scripted::{self, Gate, script, trail};
@@ -349,7 +350,8 @@ fn one_bell_serves_many_requests_in_epoll() {
         let mut events = Vec::with_capacity(4);
         while !pending.is_empty() {
             events.clear();
-            epoll::wait(&set, rustix::buffer::spare_capacity(&mut events), None).unwrap();
+            // Being stopped and continued interrupts it.
+            retry_on_intr(|| epoll::wait(&set, rustix::buffer::spare_capacity(&mut events), None)).unwrap();
             assert!(events.iter().all(|event| event.data.u64() == 7));
             bell.clear();
             ask_all(&mut pending);
@@ -366,7 +368,7 @@ fn a_bell_rings_in_poll() {
             let mut pending = ask(&engine, "b:z2 >c");
             let mut taken = pending.try_take_or_ring(&bell);
             while taken.is_none() {
-                poll(&mut [PollFd::new(&clone, PollFlags::IN)], None).unwrap();
+                retry_on_intr(|| poll(&mut [PollFd::new(&clone, PollFlags::IN)], None)).unwrap();
                 clone.clear();
                 taken = pending.try_take_or_ring(&bell);
             }
