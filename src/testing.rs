@@ -1,12 +1,14 @@
 //! For tests only: what the public way rightly keeps shut.
 //!
 //! [`Table`] is the correlation table with time as an argument; [`Births`] starts the workers of a plan without
-//! an engine; [`by_hand`] goes through a birth step by step, at either side; [`serve_raw_if_worker`] makes a worker that is born like any other and may then write what it
-//! likes into its lane; [`doorbell`] is the control connection by itself; the rest addresses nodes that an honest
-//! plan does not have. Nothing in here is covered by the promise of stable interfaces.
+//! an engine; [`by_hand`] goes through a birth step by step, at either side; [`serve_raw_if_worker`] makes a worker
+//! that is born like any other and may then write what it likes into its lane; [`doorbell`] is the control connection
+//! by itself; [`parts`] has what benches measure; the rest addresses nodes that an honest plan does not have. Nothing
+//! in here is covered by the promise of stable interfaces.
 
 mod births;
 pub mod by_hand;
+pub mod parts;
 
 use crate::base::sync::{AtomicU64, Ordering, fence};
 

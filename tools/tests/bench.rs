@@ -33,8 +33,8 @@ fn number(case: &Value, name: &str) -> f64 {
 
 /// One run, because it takes some seconds: the object, then the page.
 #[test]
-fn perf_01_quick_figures_and_their_page() {
-    watched("perf_01_quick_figures_and_their_page", || {
+fn quick_figures_and_their_page() {
+    watched("quick_figures_and_their_page", || {
         let folder = Folder::new("bench");
         let page = folder.path("report.html");
         let output = run(&["bench", "--quick", "--json", "--report", &page]);
@@ -174,27 +174,37 @@ fn gate_03_bench_takes_its_processes_along() {
             std::thread::yield_now();
         };
         child.kill().and_then(|()| child.wait()).expect("it is ours");
-        while children.iter().any(|pid| is_running(*pid, child.id())) {
+        while children.iter().any(Process::is_running) {
             std::thread::yield_now();
         }
     });
 }
 
-fn stat(pid: u32) -> Option<(String, u32)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    Some((fields.next()?.to_owned(), fields.next()?.parse().ok()?))
+/// One process, told from a later one with its number by when it began.
+struct Process {
+    pid: u32,
+    began: String,
 }
 
-fn children(parent: u32) -> Vec<u32> {
+impl Process {
+    fn is_running(&self) -> bool {
+        // Nobody may have taken the dead one in.
+        stat(self.pid).is_some_and(|stat| stat[19] == self.began && stat[0] != "Z" && stat[0] != "X")
+    }
+}
+
+/// The fields behind the name.
+fn stat(pid: u32) -> Option<Vec<String>> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(stat.rsplit_once(')')?.1.split_whitespace().map(str::to_owned).collect())
+}
+
+fn children(parent: u32) -> Vec<Process> {
     let pids = fs::read_dir("/proc").expect("it is there").flatten();
     let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| stat(*pid).is_some_and(|(_, of)| of == parent)).collect()
-}
-
-/// Until nobody has taken it in, a dead process still has its number; so a number alone proves little.
-fn is_running(pid: u32, parent: u32) -> bool {
-    let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    stat(pid).is_some_and(|(state, _)| state != "Z" && state != "X") && command.contains("bench")
-        || stat(pid).is_some_and(|(_, of)| of == parent)
+    let child = |pid| {
+        let stat = stat(pid)?;
+        (stat[1] == parent.to_string()).then(|| Process { pid, began: stat[19].clone() })
+    };
+    pids.filter_map(child).collect()
 }
