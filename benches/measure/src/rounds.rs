@@ -102,6 +102,7 @@ impl<'a, E> Contest<'a, E> {
         let evenness = entry.rounds.iter().filter_map(|round| round.evenness).collect::<Vec<_>>();
         Measured {
             latency: entry.latency.clone(),
+            figures: of(entry),
             per_s: median(entry.rounds.iter().map(|round| round.per_s).collect()),
             evenness: (!evenness.is_empty()).then(|| median(evenness)),
             limit: reference.map(|reference| reference.latency.clone()),
@@ -137,6 +138,8 @@ impl<E> Entry<'_, E> {
 pub struct Measured {
     /// All its times.
     pub latency: Latency,
+    /// The figure that is compared, of each round.
+    pub figures: Vec<f64>,
     /// How often in a second, the median of the rounds.
     pub per_s: f64,
     /// Of threads side by side, the slowest's share of the fastest's; the median of the rounds.
