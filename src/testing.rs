@@ -135,7 +135,7 @@ impl RawWorker {
     /// Waits for the next request; `None` when told to stop.
     pub fn receive(&mut self) -> Option<RawRequest> {
         let incoming = self.end.receive()?;
-        let payload = WorkerEnd::payload(self.end.request_segment(), &self.geometry, &incoming)?.to_vec();
+        let payload = self.end.payload(self.end.request_segment(), &incoming)?.to_vec();
         Some(RawRequest { position: incoming.position, envelope: incoming.envelope, payload, incoming })
     }
 

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use handbell::{
-    Category, Cause, Deadline, Drain, ExecutionClass, NodeError, Pending, Plan, StartError, StartStep,
-    TryDispatchError, testing,
+    Category, Cause, Deadline, Drain, ExecutionClass, KilledFor, NodeError, Pending, Plan, StartError,
+    StartStep, TryDispatchError, testing,
 };
 use rustix::process::Signal;
 
@@ -392,16 +392,28 @@ fn handoff_e_03_a_first_failure_is_not_masked_by_the_stop() {
     let told = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&told);
     let builder = engine(&["stuck"]).term_timeout(Duration::from_millis(200)).on_failure(move |failure| {
-        heard.lock().unwrap().push((failure.group().to_owned(), failure.category()));
+        heard.lock().unwrap().push((failure.group().to_owned(), failure.category(), failure.cause()));
     });
     let (engine, stuck) = started(builder, "stuck");
     failure(engine.call(stuck, b"", ms(50)).unwrap_err(), Category::Timeout);
     let cut_off = engine.request(stuck).dispatch(b"").unwrap();
     let report = engine.stop(Drain::within(Duration::from_millis(10)));
+    assert_eq!((report.cut_off, report.workers[0].mode), (1, handbell::StopMode::Forced));
+    let diagnostics = |causes: &[(Category, Cause)]| {
+        let told = told.lock().unwrap();
+        assert!(
+            told.iter()
+                .map(|(group, category, cause)| (group.as_str(), *category, *cause))
+                .eq(causes.iter().map(|(category, cause)| ("g", *category, *cause)))
+        );
+    };
+    // The caller's own, then the stop that ran over.
+    let overrun = (Category::Shutdown, Cause::Killed(KilledFor::StopOverrun));
+    let timeout = (Category::Timeout, Cause::Deadline);
+    diagnostics(&[timeout, overrun]);
+    // And what the stop cut off, once somebody takes it.
     failure(cut_off.wait().unwrap_err(), Category::Shutdown);
-    assert_eq!(report.cut_off, 1);
-    let told = told.lock().unwrap();
-    assert_eq!(*told, [("g".to_owned(), Category::Timeout), ("g".to_owned(), Category::Shutdown)]);
+    diagnostics(&[timeout, overrun, (Category::Shutdown, Cause::Stopped)]);
 }
 
 fn a_dead_workers_last_lines_are_shown_on_request() {

@@ -1,5 +1,6 @@
 //! Plans of several groups: requests on their way from process to process, and how they end there.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use handbell::testing;
@@ -252,21 +253,29 @@ fn timeout(pending: Pending) -> Failure {
 
 fn handoff_e_01_a_timeout_names_the_group_that_it_met() {
     for engine in both(&chain(), |builder| builder) {
-        for (words, group) in [("a:wait", "A"), ("b:wait", "B"), ("c:wait", "C")] {
-            let failure = timeout(ask_within(&engine, "a", words, 500));
-            assert_eq!((failure.group(), failure.started()), (group, true), "{words}");
-            assert_eq!(failure.to_string(), format!("remote handoff timed out for group '{group}'"));
-        }
+        let (timeouts, met_c) = (Cell::new(0), Cell::new(0));
+        // Whether it meets that; on a machine that stands still it may not get there in time at first.
+        let meets = |words: &str, group: &str, started: bool| {
+            (0..8).any(|times| {
+                let failure = timeout(ask_within(&engine, "a", words, 500 << times));
+                let says = format!("remote handoff timed out for group '{}'", failure.group());
+                assert_eq!(failure.to_string(), says);
+                timeouts.set(timeouts.get() + 1);
+                met_c.set(met_c.get() + u64::from(failure.group() == "C"));
+                (failure.group(), failure.started()) == (group, started)
+            })
+        };
+        assert!(meets("a:wait", "A", true) && meets("b:wait", "B", true) && meets("c:wait", "C", true));
         // Behind one that is running there: not started.
         let gate = Gate::new();
         let running = ask(&engine, "c", &format!("c:{} =", gate.word()));
-        until("it runs", || testing::has_begun_at(&engine, 2, 1));
-        let failure = timeout(ask_within(&engine, "a", "", 500));
-        assert_eq!((failure.group(), failure.started()), ("C", false));
+        let in_c = met_c.get();
+        until("it runs", || testing::has_begun_at(&engine, 2, in_c));
+        assert!(meets("", "C", false));
         gate.open();
         assert_eq!(trail(&running.wait().unwrap()), "c");
         assert_eq!(call(&engine, "a", "").unwrap(), "a b c", "nobody was killed");
-        assert_eq!(engine.counters().expired, 4);
+        assert_eq!(engine.counters().expired, timeouts.get());
         stop(&engine);
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use handbell::testing::{self, Envelope, RawRequest, RawWorker, flags, kind, status};
 use handbell::{
-    Category, Cause, Drain, Engine, EngineBuilder, EventKind, ExecutionClass, KilledFor, NodeId, Rule,
+    Category, Cause, Drain, Engine, EngineBuilder, EventKind, ExecutionClass, KilledFor, NodeId, Plan, Rule,
     StopMode, TryDispatchError,
 };
 
@@ -34,7 +34,11 @@ fn main() {
         handoff_03_identity_is_taken_from_the_request,
         handoff_05_replies_published_before_a_death_are_delivered,
         handoff_d_01_of_three_terminals_the_first_counts,
+        handoff_d_01_what_follows_the_last_frame_is_read_with_the_next_request,
         handoff_d_02_an_answer_after_the_timeout_is_late,
+        handoff_03_another_workers_ticket_is_rejected,
+        handoff_d_01_what_comes_behind_last_is_a_duplicate,
+        handoff_d_02_a_ticket_long_gone_is_late,
         reply_09_b_never_sees_the_answer_of_a,
         a_worker_that_never_answers_last_frees_nothing,
         a_last_without_a_terminal_completes_empty,
@@ -105,17 +109,47 @@ fn lie(raw: &mut RawWorker) {
                     &payload,
                 )
             }
+            // The text of a node's error, of so many bytes of this value.
+            "error_text" => {
+                let mut payload = testing::error_payload(ExecutionClass::NodeError, 3, "");
+                payload[2..4].copy_from_slice(&(number(0) as u16).to_le_bytes());
+                payload.extend(std::iter::repeat_n(number(1) as u8, number(0) as usize));
+                let payload_len = payload.len() as u32;
+                raw.send(Envelope { status: status::ERROR, payload_len, ..honest }, &payload)
+            }
             "error_block" => {
                 raw.send(Envelope { status: status::ERROR, payload_at: 1, payload_len: 8, ..honest }, b"")
             }
             "foreign" => foreign(raw, honest) && raw.reply(&request, b"own"),
             "foreign_last" => raw.send(Envelope { reply_to: !honest.reply_to, ..honest }, b""),
+            "kept_ticket" => {
+                // Requests end in order: behind one that is kept this one is kept too.
+                let ticket = kept.last().unwrap_or(&request).envelope.ticket.to_string();
+                let last = if kept.is_empty() { flags::LAST } else { 0 };
+                let envelope = Envelope { flags: last, ..request.answer(ticket.len()) };
+                if last == 0 {
+                    kept.push(request);
+                }
+                raw.send(envelope, ticket.as_bytes())
+            }
+            // Terminals of this ticket, without LAST and with it.
+            "as" => {
+                let all = [0, flags::LAST]
+                    .into_iter()
+                    .all(|flags| raw.send(Envelope { ticket: number(0), flags, ..honest }, b""));
+                all && raw.reply(&request, b"own")
+            }
+            "behind_last" => {
+                let sent = raw.reply(&request, b"own") && raw.send(Envelope { flags: 0, ..honest }, b"");
+                sent && raw.send(honest, b"") && raw.send(Envelope { kind: kind::DONE, ..honest }, b"")
+            }
             "thrice" => {
                 let first = Envelope { flags: 0, payload_len: 1, ..honest };
                 raw.send(first, b"1")
                     && raw.send(first, b"2")
                     && raw.send(Envelope { flags: flags::LAST, ..first }, b"3")
             }
+            "twice_last" => raw.reply(&request, b"first") && raw.reply(&request, b"second"),
             "no_last" => raw.send(Envelope { flags: 0, payload_len: 4, ..honest }, b"word"),
             "output" => {
                 let (source, target) = (number(0) as u16, number(1) as u16);
@@ -307,7 +341,13 @@ fn rule_error_payload() {
     for lie in ["error ", "error x", "error not an error payload", "error_block"] {
         breaks_alone(Rule::ErrorPayload, &[], lie);
     }
+    // No UTF-8, and longer than a text may be.
+    breaks_alone(Rule::ErrorPayload, &[], "error_text 3 255");
+    breaks_alone(Rule::ErrorPayload, &[], "error_text 161 97");
     let (engine, node) = start();
+    let longest = engine.call(node, b"error_text 160 97", far()).unwrap_err();
+    let own = failure(longest, Category::Execution).node_error().map(|error| error.text().len());
+    assert_eq!(own, Some(160));
     for (i, class) in [ExecutionClass::NodeError, ExecutionClass::Misrouted].into_iter().enumerate() {
         let error = engine.call(node, format!("error_class {i}").as_bytes(), far()).unwrap_err();
         assert_eq!(failure(error, Category::Execution).cause(), Cause::Execution { class, code: 3 });
@@ -364,6 +404,18 @@ fn handoff_d_01_of_three_terminals_the_first_counts() {
     stop(&engine);
 }
 
+fn handoff_d_01_what_follows_the_last_frame_is_read_with_the_next_request() {
+    let (engine, node) = start();
+    for count in 1..=100 {
+        assert_eq!(*engine.call(node, b"twice_last", far()).unwrap().bytes(), *b"first");
+        assert_eq!(*engine.call(node, b"honest", far()).unwrap().bytes(), *b"honest");
+        assert_eq!(engine.counters().duplicate_terminal, count);
+    }
+    assert_eq!(engine.counters().late_reply_drop, 0);
+    balanced(&engine);
+    stop(&engine);
+}
+
 fn handoff_d_02_an_answer_after_the_timeout_is_late() {
     let (engine, node) = start();
     for count in 1..=10 {
@@ -374,6 +426,52 @@ fn handoff_d_02_an_answer_after_the_timeout_is_late() {
         assert_eq!((counters.late_reply_drop, counters.expired, counters.completed()), (count, count, count));
     }
     balanced(&engine);
+    stop(&engine);
+}
+
+fn handoff_03_another_workers_ticket_is_rejected() {
+    let plan = Plan::new().group("g", ["echo"]).group("h", ["upper"]);
+    let engine = common::app().engine(plan).env(common::TOKEN, common::token()).start().unwrap();
+    let [g, h] = ["echo", "upper"].map(|name| engine.node(name).unwrap());
+    for count in 1..=10 {
+        let open = engine.request(g).deadline(far()).dispatch(b"keep").unwrap();
+        let ticket = engine.call(g, b"kept_ticket", far()).unwrap().into_vec();
+        let reply = engine.call(h, &[b"as ", &ticket[..]].concat(), far()).unwrap();
+        assert_eq!(*reply.bytes(), *b"own");
+        let counters = engine.counters();
+        assert_eq!((counters.rejected_terminal, counters.failed), (2 * count, 0), "{counters:?}");
+        // It is still open, and its own worker's answer counts.
+        assert_eq!(*engine.call(g, b"answer_kept", far()).unwrap().bytes(), *b"own");
+        assert_eq!(*open.wait().unwrap().bytes(), *b"kept");
+    }
+    stop(&engine);
+}
+
+fn handoff_d_01_what_comes_behind_last_is_a_duplicate() {
+    let (engine, node) = start();
+    for count in 1..=50 {
+        assert_eq!(*engine.call(node, b"behind_last", far()).unwrap().bytes(), *b"own");
+        assert_eq!(*engine.call(node, b"honest", far()).unwrap().bytes(), *b"honest");
+        let counters = engine.counters();
+        assert_eq!((counters.duplicate_terminal, counters.late_reply_drop), (2 * count, 0));
+    }
+    stop(&engine);
+}
+
+fn handoff_d_02_a_ticket_long_gone_is_late() {
+    let (engine, node) = started(raw_engine().completed_history(4), "echo");
+    let seen = || (engine.counters().duplicate_terminal, engine.counters().late_reply_drop);
+    let gone = engine.call(node, b"kept_ticket", far()).unwrap().into_vec();
+    let answer_as_gone = || {
+        let reply = engine.call(node, &[b"as ", &gone[..]].concat(), far()).unwrap();
+        assert_eq!(*reply.bytes(), *b"own");
+    };
+    // Remembered, for as long as so few have completed since.
+    answer_as_gone();
+    assert_eq!(seen(), (2, 0));
+    (0..10).for_each(|_| drop(engine.call(node, b"honest", far()).unwrap()));
+    answer_as_gone();
+    assert_eq!(seen(), (2, 2));
     stop(&engine);
 }
 

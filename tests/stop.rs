@@ -25,6 +25,7 @@ fn main() {
     }
     common::run(tests![
         handoff_05_what_is_in_flight_ends_before_a_graceful_stop,
+        handoff_e_06_what_a_stop_cuts_off_is_told_exactly,
         stop_01_an_idle_worker_stops_gracefully,
         stop_01_further_requests_are_refused_as_stopped,
         stop_02_a_node_that_never_returns_is_forced,
@@ -58,6 +59,25 @@ fn handoff_05_what_is_in_flight_ends_before_a_graceful_stop() {
         assert_eq!(*pending.wait().unwrap().bytes(), *b"15");
     }
     balanced(&engine);
+}
+
+fn handoff_e_06_what_a_stop_cuts_off_is_told_exactly() {
+    for builder in [engine, memory_engine] {
+        let (engine, running) = started(builder(&["until_cancelled", "echo"]), "until_cancelled");
+        let running = engine.request(running).dispatch(b"").unwrap();
+        until("the node runs", || testing::has_begun_at(&engine, 0, 0));
+        let behind = engine.request(engine.node("echo").unwrap()).dispatch(b"").unwrap();
+        assert_eq!(engine.stop(Drain::within(Duration::ZERO)).cut_off, 2);
+        for (pending, was_started) in [(running, true), (behind, false)] {
+            let error = pending.wait().unwrap_err();
+            assert_eq!(error.to_string(), "remote handoff shut down for group 'g'");
+            let failed = failure(error, Category::Shutdown);
+            assert_eq!((failed.category().name(), failed.cause()), ("shutdown", Cause::Stopped));
+            assert_eq!((failed.started(), failed.node_error()), (was_started, None));
+        }
+        assert_eq!(engine.counters().failed, 2);
+        balanced(&engine);
+    }
 }
 
 fn stop_01_an_idle_worker_stops_gracefully() {

@@ -47,7 +47,7 @@ pub enum KilledFor {
     },
     /// It went on with a request for `hung_after` past its deadline.
     Hung,
-    /// It was told to stop and did not.
+    /// It was told to stop and did not end by itself in time. No request fails with it; it is told of a worker.
     StopOverrun,
 }
 
@@ -76,6 +76,23 @@ pub enum Rule {
     ErrorPayload,
     /// An output along an edge that the plan does not have, or without the key that its group demands.
     Edge,
+}
+
+impl Rule {
+    /// All of them, in their order.
+    pub(crate) const ALL: [Self; 11] = [
+        Self::CommitWord,
+        Self::Kind,
+        Self::Status,
+        Self::Flags,
+        Self::PayloadLength,
+        Self::PayloadPlace,
+        Self::BlockHeld,
+        Self::Ticket,
+        Self::LastOutOfOrder,
+        Self::ErrorPayload,
+        Self::Edge,
+    ];
 }
 
 /// What class of execution failure a worker reported.
@@ -147,6 +164,27 @@ pub enum Cause {
     Stopped,
 }
 
+impl Cause {
+    /// Whether this one counts where both have been seen of the same worker or request, and neither has been told
+    /// yet: our own intent > corruption > the kernel's word > a deadline > silence > the end of a connection.
+    pub(crate) fn outranks(self, other: Self) -> bool {
+        self.rank() > other.rank()
+    }
+
+    fn rank(self) -> u8 {
+        match self {
+            Self::Stopped | Self::Killed(KilledFor::StopOverrun) => 6,
+            Self::Killed(KilledFor::Corruption(_)) => 5,
+            Self::Exit(_) | Self::Signal(_) => 4,
+            Self::Deadline | Self::Killed(KilledFor::Hung) => 3,
+            Self::Killed(KilledFor::HeartbeatLost { .. }) => 2,
+            Self::Killed(KilledFor::ConnectionLost) => 1,
+            // A frame's own word is of its request and of nothing else.
+            Self::Execution { .. } => 0,
+        }
+    }
+}
+
 /// A node's own error: a code and a bounded text, for the caller's eyes only.
 ///
 /// `Debug` and `Display` show the code; the text is shown by [`NodeError::text`] alone.
@@ -210,9 +248,9 @@ impl Failure {
     pub(crate) fn category_of(cause: Cause) -> Category {
         match cause {
             Cause::Deadline => Category::Timeout,
+            Cause::Stopped | Cause::Killed(KilledFor::StopOverrun) => Category::Shutdown,
             Cause::Exit(_) | Cause::Signal(_) | Cause::Killed(_) => Category::Transport,
             Cause::Execution { .. } => Category::Execution,
-            Cause::Stopped => Category::Shutdown,
         }
     }
 
@@ -272,9 +310,34 @@ mod tests {
             (Cause::Signal(9), "remote handoff transport failed for group 'scoring'"),
             (execution, "remote handoff failed for group 'scoring'"),
             (Cause::Stopped, "remote handoff shut down for group 'scoring'"),
+            (Cause::Killed(KilledFor::StopOverrun), "remote handoff shut down for group 'scoring'"),
         ] {
             assert_eq!(failure(cause).to_string(), message);
         }
+    }
+
+    #[test]
+    fn rules_stand_in_their_order() {
+        assert!(Rule::ALL.iter().enumerate().all(|(i, rule)| *rule as usize == i));
+    }
+
+    #[test]
+    fn handoff_e_02_of_several_causes_the_strongest_counts() {
+        use KilledFor::{ConnectionLost, Corruption, HeartbeatLost};
+        let falling = [
+            Cause::Stopped,
+            Cause::Killed(Corruption(Rule::Ticket)),
+            Cause::Signal(11),
+            Cause::Deadline,
+            Cause::Killed(HeartbeatLost { silence_ms: 10_000 }),
+            Cause::Killed(ConnectionLost),
+        ];
+        for (i, cause) in falling.iter().enumerate() {
+            for (j, other) in falling.iter().enumerate() {
+                assert_eq!(cause.outranks(*other), i < j, "{cause:?} {other:?}");
+            }
+        }
+        assert!(!Cause::Exit(0).outranks(Cause::Signal(9)) && !Cause::Signal(9).outranks(Cause::Exit(0)));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Pure: no memory that leaves the process, no system call, no thread.
 
 pub mod clock;
+pub mod contain;
 pub mod failure;
 pub mod ids;
 pub mod limits;

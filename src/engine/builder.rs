@@ -163,8 +163,9 @@ impl EngineBuilder {
         self
     }
 
-    /// Who is told of each failure as it is handed to its caller, in the caller's thread: any number at a time. A
-    /// panic in it is caught.
+    /// Who is told of each failure as it is handed to its caller, in the caller's thread: any number at a time. And of
+    /// each worker that a stop had to force ([`KilledFor::StopOverrun`](crate::KilledFor)), in the engine's. A panic in
+    /// it is caught.
     pub fn on_failure(mut self, listener: impl Fn(&Failure) + Send + Sync + 'static) -> Self {
         self.failure_listener = Some(Arc::new(listener));
         self

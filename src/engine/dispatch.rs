@@ -174,7 +174,6 @@ impl Shared {
         if link.forwards.waiting() != 0 && !matches!(payload, Payload::Block(..)) {
             return Err(NotTaken::Busy(payload));
         }
-        link.end.prepare();
         let in_memory = match &payload {
             Payload::Bytes(bytes) => bytes,
             Payload::Staged(bytes, len) => &bytes[..*len],
@@ -190,30 +189,11 @@ impl Shared {
             }
             _ => None,
         };
-        if !link.end.has_room() {
-            return Err(NotTaken::Busy(payload));
-        }
-        let admission = Admission {
-            identity: outbound.identity,
-            deadline_ns: outbound.deadline_ns,
-            home: link.source.lane,
-            target: Some(link.source),
-            group,
-        };
-        let admitted = match self.correlation.register(&admission) {
-            Ok(admitted) => admitted,
+        let (admitted, position) = match self.admit(link, group, outbound) {
+            Ok(taken) => taken,
             Err(Refused::Full) => return Err(NotTaken::Busy(payload)),
             Err(Refused::TraceInFlight) => return Err(NotTaken::TraceInFlight),
         };
-        let Ok(position) = link.end.claim() else {
-            // Somebody else took the last slot after the look above.
-            self.correlation.withdraw(admitted.root);
-            return Err(NotTaken::Busy(payload));
-        };
-        self.correlation.placed(admitted.ticket, position);
-        let identity = Identity { trace_id: admitted.trace_id, ..outbound.identity };
-        let envelope =
-            Envelope::execute(&identity, admitted.ticket, outbound.deadline_ns, ENGINE, outbound.target);
         let staged;
         let outgoing = match (outgoing, payload) {
             (Some((block, len)), _) | (None, Payload::Block(_, block, len)) => Outgoing::Block(block, len),
@@ -223,6 +203,65 @@ impl Shared {
                 Outgoing::Inline(&staged[..len])
             }
         };
+        self.launch(link, outbound, &admitted, position, outgoing);
+        Ok(admitted)
+    }
+
+    /// The common case, without a copy on the way: a payload that fits a slot, for a worker that lives and has
+    /// room. `None`: nothing has happened; [`Shared::submit`] finds out why.
+    #[inline(always)]
+    fn submit_at_once(&self, outbound: &Outbound, bytes: &[u8]) -> Option<Admitted> {
+        let group = self.may_enter(outbound).ok()?;
+        let link = self.lanes[self.lane_in(group, outbound)].link()?;
+        let is_common = bytes.len() <= link.end.inline_bytes()
+            && link.is_live()
+            && link.forwards.waiting() == 0
+            && !self.holds_too_much();
+        if !is_common {
+            return None;
+        }
+        link.end.prepare();
+        let (admitted, position) = self.admit(link, group, outbound).ok()?;
+        self.launch(link, outbound, &admitted, position, Outgoing::Inline(bytes));
+        Some(admitted)
+    }
+
+    /// Registers a request and claims its place in the ring. What follows until [`Shared::launch`] must not fail.
+    #[inline(always)]
+    fn admit(&self, link: &Link, group: GroupId, outbound: &Outbound) -> Result<(Admitted, u64), Refused> {
+        if !link.end.has_room() {
+            return Err(Refused::Full);
+        }
+        let admission = Admission {
+            identity: outbound.identity,
+            deadline_ns: outbound.deadline_ns,
+            home: link.source.lane,
+            target: Some(link.source),
+            group,
+        };
+        let admitted = self.correlation.register(&admission)?;
+        let Ok(position) = link.end.claim() else {
+            // Somebody else took the last slot after the look above.
+            self.correlation.withdraw(admitted.root);
+            return Err(Refused::Full);
+        };
+        self.correlation.placed(admitted.ticket, position);
+        Ok((admitted, position))
+    }
+
+    /// Sends an admitted request.
+    #[inline(always)]
+    fn launch(
+        &self,
+        link: &Link,
+        outbound: &Outbound,
+        admitted: &Admitted,
+        position: u64,
+        outgoing: Outgoing<'_>,
+    ) {
+        let identity = Identity { trace_id: admitted.trace_id, ..outbound.identity };
+        let envelope =
+            Envelope::execute(&identity, admitted.ticket, outbound.deadline_ns, ENGINE, outbound.target);
         link.end.send(position, envelope, outgoing);
         // The full fence inside `send` stands between what has been stored (root, position, frame) and the three
         // looks below. Against each of them somebody else stores, fences and looks the other way round: who
@@ -236,12 +275,25 @@ impl Shared {
             self.end_on_dead_lane(link, admitted.root, &mut wakes);
             self.wake(wakes);
         }
-        Ok(admitted)
     }
 
     /// Takes a request; waits for room until the deadline, reading replies meanwhile.
-    #[inline]
+    #[inline(always)]
     pub fn submit_waiting<'a>(
+        &self,
+        outbound: &Outbound,
+        payload: Payload<'a>,
+    ) -> Result<Admitted, NotTaken<'a>> {
+        if let Payload::Bytes(bytes) = payload
+            && let Some(admitted) = self.submit_at_once(outbound, bytes)
+        {
+            return Ok(admitted);
+        }
+        self.submit_or_wait(outbound, payload)
+    }
+
+    #[inline(never)]
+    fn submit_or_wait<'a>(
         &self,
         outbound: &Outbound,
         payload: Payload<'a>,

@@ -17,7 +17,7 @@ use super::local::Job;
 use super::shared::{Lane, Shared};
 use crate::base::ids::{NodeId, Ticket};
 use crate::base::sync::{AtomicU64, Ordering, fence};
-use crate::lane::{HeldBlock, Outgoing};
+use crate::lane::{BlockPlace, Outgoing};
 use crate::wire::envelope::Envelope;
 
 /// Inline payloads up to this are handed on without an allocation.
@@ -44,7 +44,11 @@ pub(super) enum Carried<'a> {
         at: usize,
         len: usize,
     },
-    Block(&'a HeldBlock),
+    /// In a reply arena.
+    Block {
+        link: &'a Link,
+        block: BlockPlace,
+    },
     Heap(&'a [u8]),
 }
 
@@ -52,7 +56,7 @@ impl Carried<'_> {
     pub fn len(&self) -> usize {
         match self {
             Self::Inline { len, .. } => *len,
-            Self::Block(block) => block.len(),
+            Self::Block { block, .. } => block.len as usize,
             Self::Heap(bytes) => bytes.len(),
         }
     }
@@ -60,7 +64,7 @@ impl Carried<'_> {
     fn copy_to(&self, out: &mut [u8]) {
         match self {
             Self::Inline { link, at, .. } => link.end.read_inline(*at, out),
-            Self::Block(block) => block.bytes().copy_to(0, out),
+            Self::Block { link, block } => link.end.copy_block(*block, out),
             Self::Heap(bytes) => out.copy_from_slice(bytes),
         }
     }

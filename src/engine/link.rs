@@ -133,6 +133,15 @@ impl Link {
         fence(Ordering::SeqCst);
     }
 
+    /// Declares the lane dead by a broken rule. The worker wrote what breaks it before whatever else may have been
+    /// latched of its end by now; so it takes the place of what it outranks.
+    pub fn die_of(&self, rule: Rule) {
+        let cause = Cause::Killed(KilledFor::Corruption(rule));
+        self.die(cause);
+        let outranked = |word| cause.outranks(cause_from_word(word)).then(|| cause_to_word(cause));
+        let _ = self.cause.fetch_update(Ordering::AcqRel, Ordering::Acquire, outranked);
+    }
+
     /// Why the lane is dead.
     pub fn cause(&self) -> Option<Cause> {
         Some(self.cause.load(Ordering::Acquire)).filter(|word| *word != NO_CAUSE).map(cause_from_word)

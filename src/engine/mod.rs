@@ -18,6 +18,7 @@ mod bell;
 mod builder;
 pub(crate) mod correlation;
 mod dispatch;
+mod drain;
 mod forward;
 mod handle;
 mod in_order;

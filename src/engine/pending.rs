@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use thiserror::Error;
+use zerocopy::IntoBytes;
 
 use super::bell::EventBell;
 use super::correlation::{Outcome, Phase, RootKey, Source};
@@ -16,7 +17,7 @@ use crate::base::failure::{Cause, ExecutionClass, Failure, NodeError};
 use crate::base::ids::{Identity, TraceId};
 use crate::base::limits::INLINE_REPLY_BYTES;
 use crate::base::sync::{AtomicU64, Ordering};
-use crate::lane::HeldBlock;
+use crate::lane::BlockPlace;
 use crate::os::clock;
 use crate::shm::block::InPlace;
 use crate::wire::error;
@@ -229,9 +230,12 @@ pub(super) fn take(shared: &Arc<Shared>, key: RootKey) -> Result<Reply, CallErro
         Outcome::Inline { len } => {
             Ok(Reply { identity, body: Body::inline(correlation.cell(key.index), len) })
         }
-        Outcome::Block { source, payload_at, len } => {
-            let block = Some(shared.link_of(source).end.held_block(payload_at, len));
-            Ok(Reply { identity, body: Body::View(View { shared: Arc::clone(shared), source, block }) })
+        Outcome::Block { source, block } => {
+            let bytes = shared.link_of(source).end.in_place(block);
+            Ok(Reply {
+                identity,
+                body: Body::View(View { shared: Arc::clone(shared), source, block, bytes }),
+            })
         }
         Outcome::Heap => {
             Ok(Reply { identity, body: Body::Heap(shared.take_payload(key.index).unwrap_or_default()) })
@@ -261,7 +265,7 @@ pub struct Reply {
 }
 
 enum Body {
-    Inline { len: u16, bytes: [u8; INLINE_REPLY_BYTES] },
+    Inline { len: u16, words: [u64; INLINE_REPLY_BYTES / 8] },
     Heap(Box<[u8]>),
     View(View),
 }
@@ -270,21 +274,13 @@ enum Body {
 struct View {
     shared: Arc<Shared>,
     source: Source,
-    /// `None` only while it is being dropped.
-    block: Option<HeldBlock>,
-}
-
-impl View {
-    fn block(&self) -> &HeldBlock {
-        self.block.as_ref().expect("held until dropped")
-    }
+    block: BlockPlace,
+    bytes: InPlace,
 }
 
 impl Drop for View {
     fn drop(&mut self) {
-        if let Some(block) = self.block.take() {
-            self.shared.link_of(self.source).end.release(block);
-        }
+        self.shared.link_of(self.source).end.release(self.block);
     }
 }
 
@@ -297,18 +293,19 @@ impl Body {
             copy_words(cell, &mut bytes);
             return Self::Heap(bytes);
         }
-        let mut bytes = [0; INLINE_REPLY_BYTES];
-        copy_words(cell, &mut bytes[..len]);
-        Self::Inline { len: len as u16, bytes }
+        // Whole words, without clearing first: what is behind the payload in its last word is zero.
+        let count = len.div_ceil(8);
+        let word = |i: usize| if i < count { cell[i].load(Ordering::Relaxed).to_le() } else { 0 };
+        Self::Inline { len: len as u16, words: std::array::from_fn(word) }
     }
 
     fn bytes(&self) -> Cow<'_, [u8]> {
         match self {
-            Self::Inline { len, bytes } => Cow::Borrowed(&bytes[..usize::from(*len)]),
+            Self::Inline { len, words } => Cow::Borrowed(&words.as_bytes()[..usize::from(*len)]),
             Self::Heap(bytes) => Cow::Borrowed(bytes),
             Self::View(view) => {
-                let mut bytes = vec![0; view.block().len()];
-                view.block().bytes().copy_to(0, &mut bytes);
+                let mut bytes = vec![0; view.bytes.len()];
+                view.bytes.copy_to(0, &mut bytes);
                 Cow::Owned(bytes)
             }
         }
@@ -334,7 +331,7 @@ impl Reply {
         match &self.body {
             Body::Inline { len, .. } => usize::from(*len),
             Body::Heap(bytes) => bytes.len(),
-            Body::View(view) => view.block().len(),
+            Body::View(view) => view.bytes.len(),
         }
     }
 
@@ -373,7 +370,7 @@ impl Reply {
     /// If the range is not inside the payload.
     pub fn copy_to(&self, offset: usize, out: &mut [u8]) {
         match &self.body {
-            Body::View(view) => view.block().bytes().copy_to(offset, out),
+            Body::View(view) => view.bytes.copy_to(offset, out),
             body => out.copy_from_slice(&body.bytes()[offset..][..out.len()]),
         }
     }
@@ -381,7 +378,7 @@ impl Reply {
     /// The payload where it lies, if it is a large one in shared memory.
     pub fn in_place(&self) -> Option<&InPlace> {
         match &self.body {
-            Body::View(view) => Some(view.block().bytes()),
+            Body::View(view) => Some(&view.bytes),
             _ => None,
         }
     }

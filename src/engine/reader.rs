@@ -9,7 +9,7 @@ use super::link::{Link, wake};
 use super::local_port::fill_cell;
 use super::shared::{Lane, Shared};
 use crate::base::clock::has_passed;
-use crate::base::failure::{Cause, ExecutionClass, KilledFor, Rule};
+use crate::base::failure::{Cause, ExecutionClass, Rule};
 use crate::base::ids::{GroupId, NodeId};
 use crate::lane::{Frame, FramePayload, LastMark, Read};
 use crate::os::clock;
@@ -48,7 +48,7 @@ impl Shared {
     }
 
     /// Judges one frame.
-    #[inline]
+    #[inline(always)]
     pub fn judge(&self, link: &Link, frame: Frame, now_ns: u64, wakes: &mut Wakes) -> Result<(), Rule> {
         let Frame { envelope, payload, last } = frame;
         if envelope.kind == kind::OUTPUT {
@@ -77,21 +77,19 @@ impl Shared {
     ) -> Result<(), Rule> {
         // Read after the frame: a worker that skipped the request for its deadline read its clock before.
         let now_ns = if envelope.kind == kind::DONE { self.read_clock() } else { now_ns };
-        let outcome = match &payload {
-            FramePayload::Inline { len, .. } => Outcome::Inline { len: *len as u32 },
+        let outcome = match payload {
+            FramePayload::Inline { len, .. } => Outcome::Inline { len: len as u32 },
             // Replies that nobody takes must not take the worker's room away from it: beyond half the arena they
             // are copied out.
             FramePayload::Block(_) if link.end.holds_much() => Outcome::Heap,
-            FramePayload::Block(block) => {
-                let (payload_at, len) = block.to_words();
-                Outcome::Block { source: link.source, payload_at, len }
-            }
+            FramePayload::Block(block) => Outcome::Block { source: link.source, block },
         };
         let verdict =
-            self.correlation.frame(link.source, envelope, last, outcome, now_ns, |cell| match &payload {
-                FramePayload::Inline { at, len } => link.end.copy_inline(*at, *len, cell),
+            self.correlation.frame(link.source, envelope, last, outcome, now_ns, |cell| match payload {
+                FramePayload::Inline { at, len } => link.end.copy_inline(at, len, cell),
                 FramePayload::Block(block) if outcome == Outcome::Heap => {
-                    self.keep_payload(self.correlation.root_of(envelope), Carried::Block(block).to_heap());
+                    let bytes = Carried::Block { link, block }.to_heap();
+                    self.keep_payload(self.correlation.root_of(envelope), bytes);
                 }
                 FramePayload::Block(_) => {}
             })?;
@@ -136,6 +134,7 @@ impl Shared {
     }
 
     /// An output for another group.
+    #[inline(never)]
     fn judge_output(
         &self,
         link: &Link,
@@ -145,9 +144,9 @@ impl Shared {
         now_ns: u64,
         wakes: &mut Wakes,
     ) -> Result<(), Rule> {
-        let carried = match &payload {
-            FramePayload::Inline { at, len } => Carried::Inline { link, at: *at, len: *len },
-            FramePayload::Block(block) => Carried::Block(block),
+        let carried = match payload {
+            FramePayload::Inline { at, len } => Carried::Inline { link, at, len },
+            FramePayload::Block(block) => Carried::Block { link, block },
         };
         let passed = self.pass(link.source, link.group, envelope, last, carried, now_ns, wakes);
         if let FramePayload::Block(block) = payload {
@@ -253,9 +252,15 @@ impl Shared {
     }
 
     fn poison(&self, link: &Link, rule: Rule) {
-        link.die(Cause::Killed(KilledFor::Corruption(rule)));
-        // The engine's thread kills the worker and ends what is open.
+        link.die_of(rule);
+        // The engine's thread kills the worker, and settles its death.
         self.bell.ring();
+        // Nothing of the ring is read any more, so what stands in it ends now: no deadline that passes meanwhile
+        // comes before what is known. The same exchange as with whoever settles a death: see `Link::is_live`.
+        let cause = link.cause().expect("latched above");
+        let has_successor = !link.is_final();
+        let now_ns = self.read_clock();
+        self.after(self.correlation.end_all_of(link.source, has_successor, cause, now_ns, self.started()));
     }
 
     // ---- other ends ----

@@ -81,23 +81,27 @@ pub struct RequestBuilder<'e> {
 }
 
 impl<'e> RequestBuilder<'e> {
+    #[inline]
     pub(super) fn new(engine: &'e Engine, target: NodeId) -> Self {
         Self { engine, target, identity: Identity::default(), deadline: Deadline::Never, key: None }
     }
 
     /// The caller's id of the request. Without one the engine makes one.
+    #[inline]
     pub fn trace_id(mut self, trace_id: impl Into<TraceId>) -> Self {
         self.identity.trace_id = trace_id.into();
         self
     }
 
     /// The caller's route for the answer, carried back unchanged.
+    #[inline]
     pub fn reply_to(mut self, reply_to: u32) -> Self {
         self.identity.reply_to = reply_to;
         self
     }
 
     /// The caller's tags, carried to every node and back unchanged.
+    #[inline]
     pub fn tags(mut self, run: u16, scenario: u16) -> Self {
         self.identity.run = run;
         self.identity.scenario = scenario;
@@ -105,6 +109,7 @@ impl<'e> RequestBuilder<'e> {
     }
 
     /// When to give up; also bounds the wait for room.
+    #[inline]
     pub fn deadline(mut self, deadline: Deadline) -> Self {
         self.deadline = deadline;
         self
@@ -112,11 +117,13 @@ impl<'e> RequestBuilder<'e> {
 
     /// Chooses among the processes of the node's group: the same key, the same process. Without one the least
     /// loaded process is taken; a keyed group demands one.
+    #[inline]
     pub fn key(mut self, key: u64) -> Self {
         self.key = Some(key);
         self
     }
 
+    #[inline]
     fn outbound(&self) -> Outbound {
         let deadline_ns = self.engine.shared().resolve(self.deadline);
         Outbound { target: self.target, identity: self.identity, deadline_ns, key: self.key, lane: None }

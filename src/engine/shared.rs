@@ -16,6 +16,7 @@ use super::revival::{Recipe, Revived};
 use super::seat::Seat;
 use super::stop::WorkerStop;
 use crate::base::clock::Deadline;
+use crate::base::contain::contain;
 use crate::base::failure::{Cause, Failure};
 use crate::base::ids::{GroupId, NodeId};
 use crate::base::waiting::Waiting;
@@ -320,7 +321,7 @@ impl Shared {
         let waker = lock(&self.wakers[index as usize]).take_if(|(of, _)| *of == generation);
         if let Some((_, waker)) = waker {
             // It is the user's, and this thread may be the engine's.
-            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| waker.wake()));
+            contain(|| waker.wake());
         }
     }
 
@@ -353,10 +354,7 @@ impl Shared {
     pub fn discard(&self, index: u32) {
         let (outcome, ..) = self.correlation.outcome(index);
         match outcome {
-            Outcome::Block { source, payload_at, len } => {
-                let link = self.link_of(source);
-                link.end.release(link.end.held_block(payload_at, len));
-            }
+            Outcome::Block { source, block } => self.link_of(source).end.release(block),
             Outcome::Heap => drop(self.take_payload(index)),
             _ => {}
         }
@@ -385,10 +383,11 @@ impl Shared {
     }
 
     /// Frees a root whose outcome has been taken.
+    #[inline]
     pub fn free(&self, index: u32) {
+        // The exchange that gives the place back stands for a fence, as every access of that list does: see
+        // `Shared::begin_waiting_for_room`.
         self.correlation.free(index);
-        // See `Shared::begin_waiting_for_room`.
-        fence(Ordering::SeqCst);
         self.room_came_free();
     }
 
@@ -410,7 +409,7 @@ impl Shared {
     /// this.
     #[inline(always)]
     pub fn room_came_free(&self) {
-        if self.waiting_for_room.load(Ordering::Relaxed) != 0 {
+        if self.waiting_for_room.load(Ordering::SeqCst) != 0 {
             self.room_made.fetch_add(1, Ordering::SeqCst);
             self.links().for_each(|link| link.wake_for_room(&self.correlation));
         }
@@ -429,7 +428,7 @@ impl Shared {
         );
         if let Some(listener) = &self.failure_listener {
             // It is the user's; what it does changes nothing here.
-            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| listener(&failure)));
+            contain(|| listener(&failure));
         }
         failure
     }

@@ -3,8 +3,9 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::drain::{Course, Patience, Step};
 use super::shared::{Shared, in_flight};
 use super::summary::Summary;
 use crate::base::failure::Cause;
@@ -70,6 +71,8 @@ pub(super) struct Life {
     pub parts: Mutex<Option<Parts>>,
 }
 
+/// Batches read from each lane before the drain begins: a worker that never stops talking holds nothing up.
+const TURNS: u32 = 64;
 /// How often a drain looks at what is in flight.
 const DRAIN_LOOK: Duration = Duration::from_micros(500);
 
@@ -124,11 +127,35 @@ impl End {
         StopReport::default()
     }
 
+    /// Does what the course of a stop says. Each flag is raised at one place here, and says to others how far it is.
     fn run(self, drain: Duration) -> StopReport {
-        each_worker(&self.shared, Worker::tell_to_drain);
-        self.drain(drain);
-        let cut_off = self.cut_off();
-        self.end_workers();
+        let nanoseconds = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let patience = Patience { drain_ns: nanoseconds(drain), term_ns: nanoseconds(self.term_timeout) };
+        let shared = &self.shared;
+        let mut course = Course::new(patience);
+        let mut cut_off = 0;
+        loop {
+            let living = shared.workers.lock().living.len();
+            match course.step(clock::monotonic_ns(), in_flight(&shared.correlation), living) {
+                Step::Drain => {
+                    // Since `Life::stop` nothing new is taken.
+                    each_worker(shared, Worker::tell_to_drain);
+                    // What has been published is delivered, however short the drain is.
+                    (0..TURNS).take_while(|_| self.read()).for_each(drop);
+                }
+                Step::Finish { .. } => self.finish_some(),
+                Step::CutOff => cut_off = self.cut_off(),
+                Step::Stop => {
+                    shared.stopping_workers.store(true, Ordering::SeqCst);
+                    shared.bell.ring();
+                    each_worker(shared, Worker::tell_to_stop);
+                }
+                Step::Terminate => each_worker(shared, Worker::terminate),
+                Step::Kill => each_worker(shared, Worker::kill),
+                Step::Await { until_ns } => self.wait_for_ends(until_ns),
+                Step::Gone => break,
+            }
+        }
         let Self { shared, parts, .. } = self;
         shared.ending.store(true, Ordering::SeqCst);
         shared.bell.ring();
@@ -142,26 +169,29 @@ impl End {
         StopReport { workers, cut_off }
     }
 
-    /// Lets what is in flight end; reads the lanes meanwhile, because nobody else may.
-    fn drain(&self, limit: Duration) {
+    /// Reads the lanes, because nobody else may; whether there was anything.
+    fn read(&self) -> bool {
         let shared = &self.shared;
-        let begin = Instant::now();
-        while in_flight(&shared.correlation) > 0 && begin.elapsed() < limit {
-            let mut found = false;
-            for link in shared.links() {
-                found |= shared.read(link);
-                link.stop_looking(&shared.correlation);
-                shared.arm_for_awaited(link);
-            }
-            if found {
-                continue;
-            }
-            if shared.has_local {
-                shared.runner.kick();
-            }
-            shared.expire(clock::monotonic_ns());
-            std::thread::sleep(DRAIN_LOOK);
+        let mut found = false;
+        for link in shared.links() {
+            found |= shared.read(link);
+            link.stop_looking(&shared.correlation);
+            shared.arm_for_awaited(link);
         }
+        found
+    }
+
+    /// Lets what is in flight come on, and ends what is due.
+    fn finish_some(&self) {
+        if self.read() {
+            return;
+        }
+        let shared = &self.shared;
+        if shared.has_local {
+            shared.runner.kick();
+        }
+        shared.expire(clock::monotonic_ns());
+        std::thread::sleep(DRAIN_LOOK);
     }
 
     /// Fails what is still in flight with category `shutdown`.
@@ -174,30 +204,11 @@ impl End {
         count
     }
 
-    /// STOP to all, then SIGTERM (and SIGCONT), then SIGKILL, each to the whole process group.
-    fn end_workers(&self) {
-        self.shared.stopping_workers.store(true, Ordering::SeqCst);
-        self.shared.bell.ring();
-        each_worker(&self.shared, Worker::tell_to_stop);
-        if self.have_ended_within(self.term_timeout) {
-            return;
-        }
-        each_worker(&self.shared, Worker::terminate);
-        if self.have_ended_within(self.term_timeout) {
-            return;
-        }
-        each_worker(&self.shared, Worker::kill);
-        // SIGKILL cannot be refused; the engine's thread reaps and tells.
-        while !self.have_ended_within(Duration::from_secs(1)) {
-            each_worker(&self.shared, Worker::kill);
-        }
-    }
-
-    fn have_ended_within(&self, limit: Duration) -> bool {
+    fn wait_for_ends(&self, until_ns: u64) {
+        let limit = Duration::from_nanos(until_ns.saturating_sub(clock::monotonic_ns()));
         let workers = &self.shared.workers;
         let wait = workers.changed.wait_timeout_while(workers.lock(), limit, |roll| !roll.living.is_empty());
-        let (roll, _) = wait.unwrap_or_else(PoisonError::into_inner);
-        roll.living.is_empty()
+        drop(wait.unwrap_or_else(PoisonError::into_inner));
     }
 }
 

@@ -9,10 +9,10 @@ use super::link::Link;
 use super::revival::{self, Revived};
 use super::shared::Shared;
 use super::stop::{StopMode, WorkerStop};
-use crate::base::failure::{Cause, KilledFor};
+use crate::base::failure::{Cause, Failure, KilledFor};
 use crate::base::ids::{NodeId, Ticket};
 use crate::doorbell::{Ended, Report};
-use crate::lane::EngineEnd;
+use crate::lane::{EngineEnd, Read};
 use crate::os::child::Exit;
 use crate::os::clock;
 use crate::os::poll::Poller;
@@ -178,6 +178,8 @@ impl Ward {
             Some(Finding::Suspect) => self.tell(shared, WorkerEvent::Suspect),
             Some(Finding::Paused) => self.tell(shared, WorkerEvent::StoppedBySignal),
             Some(Finding::Recovered) => self.tell(shared, WorkerEvent::Recovered),
+            // The kernel's word about it is on its way, and counts.
+            Some(Finding::Kill(_)) if worker.exit().is_some() => {}
             Some(Finding::Kill(reason)) => {
                 link.die(Cause::Killed(reason));
                 worker.kill();
@@ -217,6 +219,11 @@ impl Ward {
         }
         end_what_is_open(shared, link, due_ns.is_some(), cause, now_ns);
         let gracefully = asked_to && exit == Exit::Code(0);
+        if asked_to && !gracefully {
+            let overrun = Cause::Killed(KilledFor::StopOverrun);
+            let was_executing = link.end.executing().is_some();
+            shared.told(Failure::new(shared.group_name(link.group), overrun, was_executing, None));
+        }
         self.tell(
             shared,
             if asked_to { WorkerEvent::Stopped { gracefully } } else { WorkerEvent::Crashed(cause) },
@@ -363,13 +370,11 @@ fn take_back(shared: &Shared, link: &Link) {
 
 /// Every reply that was published before the end is delivered, unless the ring is corrupt.
 fn read_to_the_end(shared: &Shared, link: &Link) {
-    if link.broken_rule().is_some() {
-        link.end.close();
-        return;
-    }
     let now_ns = clock::coarse_ns();
     let mut wakes = Wakes::new();
-    // What is behind a frame that breaks a rule ends with the lane; it is dead already, and its first cause stays.
-    let _ = link.end.read_out(|frame| shared.judge(link, frame, now_ns, &mut wakes));
+    // What is behind a frame that breaks a rule ends with the lane, and that rule says why.
+    if let Read::Corrupt(rule) = link.end.read_out(|frame| shared.judge(link, frame, now_ns, &mut wakes)) {
+        link.die_of(rule);
+    }
     shared.wake(wakes);
 }

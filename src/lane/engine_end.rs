@@ -16,9 +16,9 @@ use crate::base::waiting::Waiting;
 use crate::lane::REQUEST_SIGNAL;
 use crate::shm::arena::{Arena, Block};
 use crate::shm::block::InPlace;
-use crate::shm::ring::{Look, Ring};
+use crate::shm::ring::{Look, OwnRing, PeerRing, Place};
 use crate::shm::spin::{Processors, Spinner};
-use crate::shm::view::{Memory, View};
+use crate::shm::view::{Memory, PeerSlot, View};
 use crate::wire::control::{reply, request};
 use crate::wire::envelope::{Envelope, flags, kind, status};
 use crate::wire::geometry::{Geometry, ReplyLayout, RequestLayout, units_of};
@@ -47,7 +47,18 @@ pub enum LastMark {
     Stray,
 }
 
+/// A block of the reply arena that this process holds: where it is, and how much of it is payload. Goes back by
+/// [`EngineEnd::release`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BlockPlace {
+    /// As in the envelope.
+    pub payload_at: u32,
+    /// Bytes.
+    pub len: u32,
+}
+
 /// The payload of a reply frame, checked against its place.
+#[derive(Clone, Copy)]
 pub enum FramePayload {
     /// Behind the envelope; valid until the frame's handler returns.
     Inline {
@@ -56,11 +67,12 @@ pub enum FramePayload {
         /// Bytes.
         len: usize,
     },
-    /// In the reply arena, held until dropped.
-    Block(HeldBlock),
+    /// In the reply arena, and held.
+    Block(BlockPlace),
 }
 
 /// One reply frame, copied out and checked as far as the lane can check it.
+#[derive(Clone, Copy)]
 pub struct Frame {
     /// The copy of its envelope.
     pub envelope: Envelope,
@@ -99,8 +111,8 @@ pub struct EngineEnd {
     geometry: Geometry,
     request_layout: RequestLayout,
     reply_layout: ReplyLayout,
-    request_ring: Ring,
-    reply_ring: Ring,
+    request_ring: OwnRing,
+    reply_ring: PeerRing,
     arena: Arc<Arena>,
     records: Box<[Record]>,
     /// One bit per unit of the reply arena: the block that starts there is held by this process.
@@ -111,7 +123,7 @@ pub struct EngineEnd {
     head: Line<AtomicU64>,
     /// Requests whose LAST has been read.
     freed: Line<AtomicU64>,
-    /// 1 while somebody reads.
+    /// 0, or 1 while somebody reads, or why nobody reads any more.
     role: Line<AtomicU32>,
     /// Next reply position to read.
     next: AtomicU64,
@@ -123,6 +135,8 @@ pub struct EngineEnd {
 
 const NOBODY: u32 = 0;
 const SOMEBODY: u32 = 1;
+/// And more: the rule that was broken.
+const CORRUPT: u32 = 2;
 
 impl EngineEnd {
     /// The engine's side over freshly created segments.
@@ -133,8 +147,18 @@ impl EngineEnd {
         let arena = Arena::new(request.clone(), request_layout.arena_at, geometry.request_arena_bytes);
         let held_words = units_of(geometry.reply_arena_bytes).div_ceil(64);
         Self {
-            request_ring: Ring::new(request_layout.slots_at, geometry.slot_bytes, geometry.slots),
-            reply_ring: Ring::new(reply_layout.slots_at, geometry.slot_bytes, geometry.slots),
+            request_ring: OwnRing::in_segment(
+                request.clone(),
+                request_layout.slots_at,
+                geometry.slot_bytes,
+                geometry.slots,
+            ),
+            reply_ring: PeerRing::in_segment(
+                reply.clone(),
+                reply_layout.slots_at,
+                geometry.slot_bytes,
+                geometry.slots,
+            ),
             arena: Arc::new(arena),
             records: (0..geometry.slots)
                 .map(|_| Record { ticket: AtomicU64::new(0), block: AtomicU32::new(0) })
@@ -225,11 +249,11 @@ impl EngineEnd {
     #[inline(always)]
     pub fn prepare(&self) {
         let head = self.head.0.load(Ordering::Relaxed);
-        self.request.prefetch_write(self.request_ring.inline_at(head));
+        self.request_ring.place(head).slot.prefetch_inline_write();
     }
 
     /// Claims the next request position. What follows until [`EngineEnd::send`] must not fail.
-    #[inline]
+    #[inline(always)]
     pub fn claim(&self) -> Result<u64, Full> {
         let mut head = self.head.0.load(Ordering::Relaxed);
         loop {
@@ -252,14 +276,14 @@ impl EngineEnd {
     }
 
     /// Writes and commits the frame of a claimed position and wakes the worker if it sleeps for it.
-    #[inline]
+    #[inline(always)]
     pub fn send(&self, position: u64, mut envelope: Envelope, payload: Outgoing<'_>) {
+        let place = self.request_ring.place(position);
         let record = &self.records[self.request_ring.index(position)];
         record.ticket.store(envelope.ticket, Ordering::Relaxed);
         match payload {
             Outgoing::Inline(bytes) => {
-                assert!(bytes.len() <= self.inline_bytes(), "inline payload too long");
-                self.request.copy_in(self.request_ring.inline_at(position), bytes);
+                place.slot.copy_in(bytes);
                 envelope.payload_len = bytes.len() as u32;
                 envelope.payload_at = 0;
             }
@@ -272,8 +296,8 @@ impl EngineEnd {
         // Relaxed: read by the holder of the reader role only after the worker answered this very frame,
         // which it can do only after the commit below.
         record.block.store(envelope.payload_at, Ordering::Relaxed);
-        self.request_ring.write_envelope(&self.request, position, envelope);
-        self.request_ring.commit(&self.request, position);
+        let [_, words @ ..] = envelope.to_words();
+        place.publish(words);
         REQUEST_SIGNAL.wake(&self.request, &self.reply, position);
     }
 
@@ -298,7 +322,7 @@ impl EngineEnd {
             return None;
         }
         // Ours, and left alone until its LAST has been read.
-        let deadline_ns = self.request_ring.envelope(&self.request, position).deadline_ns;
+        let deadline_ns = self.request_ring.place(position).envelope().deadline_ns;
         Some((position, deadline_ns, self.reply.load(reply::PROGRESS)))
     }
 
@@ -307,9 +331,9 @@ impl EngineEnd {
     pub fn unanswered(&self) -> Vec<(u64, Envelope, Box<[u8]>)> {
         let from = self.freed.0.load(Ordering::Acquire);
         let sent = (from..self.head.0.load(Ordering::Acquire))
-            .filter(|position| self.request_ring.look(&self.request, *position) == Look::Ready);
+            .filter(|position| self.request_ring.place(*position).look() == Look::Ready);
         let read = |position| {
-            let envelope = self.request_ring.envelope(&self.request, position);
+            let envelope = self.request_ring.place(position).envelope();
             let at = match envelope.payload_at {
                 0 => self.request_ring.inline_at(position),
                 at => self.request_layout.arena_at + (at as usize - 1) * CACHE_LINE_BYTES,
@@ -332,7 +356,7 @@ impl EngineEnd {
     /// Whether the next reply is there (or a value that only the reader may judge). Needs no role.
     #[inline(always)]
     pub fn has_reply(&self) -> bool {
-        self.reply_ring.look(&self.reply, self.next()) != Look::Empty
+        self.reply_ring.place(self.next()).look() != Look::Empty
     }
 
     /// Takes the reader role for one batch, hands each frame to `handle`, publishes what became free and
@@ -345,33 +369,49 @@ impl EngineEnd {
         if self.role.0.compare_exchange(NOBODY, SOMEBODY, Ordering::Acquire, Ordering::Relaxed).is_err() {
             return Read::Busy;
         }
-        let read = self.read_batch(READ_BATCH as u64, handle);
-        self.role.0.store(NOBODY, Ordering::Release);
+        let read = self.read_batch(READ_BATCH as u64, true, handle);
+        // The frame that broke a rule might keep it when it is read once more, and what is behind it is worth
+        // nothing.
+        let next = if let Read::Corrupt(rule) = read { CORRUPT + rule as u32 } else { NOBODY };
+        self.role.0.store(next, Ordering::Release);
         read
     }
 
     /// Takes the role for good and reads to the end: for a lane whose worker is dead. At most one ring's
-    /// worth of frames can stand there.
+    /// worth of frames can stand there. Call it once. Where a rule was broken before, nothing is read.
     pub fn read_out(&self, handle: impl FnMut(Frame) -> Result<(), Rule>) -> Read {
-        self.close();
-        self.read_batch(self.capacity(), handle)
-    }
-
-    /// Takes the role for good: nothing is read any more. Call this or [`EngineEnd::read_out`], and once.
-    pub fn close(&self) {
-        while self.role.0.compare_exchange(NOBODY, SOMEBODY, Ordering::Acquire, Ordering::Relaxed).is_err() {
-            // The holder runs code of ours that does not wait; it may have lost its processor, though.
-            crate::os::cpu::yield_now();
+        loop {
+            match self.role.0.compare_exchange(NOBODY, SOMEBODY, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return self.read_batch(self.capacity(), false, handle),
+                // The holder runs code of ours that does not wait; it may have lost its processor, though.
+                Err(SOMEBODY) => crate::os::cpu::yield_now(),
+                Err(corrupt) => return Read::Corrupt(Rule::ALL[(corrupt - CORRUPT) as usize]),
+            }
         }
     }
 
-    fn read_batch(&self, limit: u64, mut handle: impl FnMut(Frame) -> Result<(), Rule>) -> Read {
+    /// Whether no request waits for its LAST. Then a well-behaved worker has nothing more to say, and a look at
+    /// the next slot would only fetch a line from it; what another one says is read the next time.
+    #[inline(always)]
+    fn is_all_answered(&self) -> bool {
+        // Relaxed: a request that is being sent meanwhile is answered later still.
+        self.freed.0.load(Ordering::Relaxed) == self.head.0.load(Ordering::Relaxed)
+    }
+
+    #[inline(always)]
+    fn read_batch(
+        &self,
+        limit: u64,
+        ends_when_all_is_answered: bool,
+        mut handle: impl FnMut(Frame) -> Result<(), Rule>,
+    ) -> Read {
         // Relaxed: only holders of the role write it, and the role orders them.
         let begin = self.next.load(Ordering::Relaxed);
         let mut next = begin;
         let mut corrupt = None;
         while next - begin < limit {
-            match self.reply_ring.look(&self.reply, next) {
+            let place = self.reply_ring.place(next);
+            match place.look() {
                 Look::Empty => break,
                 Look::Corrupt => {
                     corrupt = Some(Rule::CommitWord);
@@ -379,11 +419,14 @@ impl EngineEnd {
                 }
                 Look::Ready => {}
             }
-            if let Err(rule) = self.frame(next).and_then(&mut handle) {
+            if let Err(rule) = self.frame(next, &place).and_then(&mut handle) {
                 corrupt = Some(rule);
                 break;
             }
             next += 1;
+            if ends_when_all_is_answered && self.is_all_answered() {
+                break;
+            }
         }
         if next != begin {
             self.request.store_release(request::CONSUMED, next);
@@ -398,10 +441,10 @@ impl EngineEnd {
 
     /// Copies one frame out and checks it.
     #[inline(always)]
-    fn frame(&self, position: u64) -> Result<Frame, Rule> {
+    fn frame(&self, position: u64, place: &Place<PeerSlot<'_>>) -> Result<Frame, Rule> {
         // The payload's line comes while the envelope is being checked.
-        self.reply.prefetch(self.reply_ring.inline_at(position));
-        let envelope = self.reply_ring.envelope(&self.reply, position);
+        place.slot.prefetch_inline();
+        let envelope = place.envelope();
         if envelope.flags & !flags::KNOWN != 0 {
             return Err(Rule::Flags);
         }
@@ -411,37 +454,50 @@ impl EngineEnd {
         if envelope.status > status::ERROR {
             return Err(Rule::Status);
         }
-        let payload = self.payload(position, &envelope)?;
+        let payload = if envelope.payload_at == 0 {
+            let len = envelope.payload_len as usize;
+            if len > self.inline_bytes() {
+                return Err(Rule::PayloadLength);
+            }
+            FramePayload::Inline { at: self.reply_ring.inline_at(position), len }
+        } else {
+            FramePayload::Block(self.hold(&envelope)?)
+        };
         let last =
             if envelope.flags & flags::LAST == 0 { LastMark::No } else { self.end_oldest(envelope.ticket) };
         Ok(Frame { envelope, payload, last })
     }
 
-    fn payload(&self, position: u64, envelope: &Envelope) -> Result<FramePayload, Rule> {
-        let len = envelope.payload_len as usize;
-        if envelope.payload_at == 0 {
-            if len > self.inline_bytes() {
-                return Err(Rule::PayloadLength);
-            }
-            return Ok(FramePayload::Inline { at: self.reply_ring.inline_at(position), len });
-        }
+    /// Checks where a frame's block lies and holds it.
+    #[inline(never)]
+    fn hold(&self, envelope: &Envelope) -> Result<BlockPlace, Rule> {
+        let block = BlockPlace { payload_at: envelope.payload_at, len: envelope.payload_len };
         let arena_bytes = self.geometry.reply_arena_bytes;
-        let unit_bytes = arena_bytes / units_of(arena_bytes);
-        let offset = (envelope.payload_at as usize - 1) * CACHE_LINE_BYTES;
-        if !offset.is_multiple_of(unit_bytes) || offset >= arena_bytes {
+        let offset = block.offset();
+        if !offset.is_multiple_of(self.unit_bytes()) || offset >= arena_bytes {
             return Err(Rule::PayloadPlace);
         }
-        if len > arena_bytes - offset {
+        if block.len as usize > arena_bytes - offset {
             return Err(Rule::PayloadLength);
         }
-        let unit = offset / unit_bytes;
-        let bit = 1 << (unit % 64);
-        if self.held[unit / 64].fetch_or(bit, Ordering::AcqRel) & bit != 0 {
+        let (word, bit) = self.held_bit(block);
+        if word.fetch_or(bit, Ordering::AcqRel) & bit != 0 {
             return Err(Rule::BlockHeld);
         }
-        self.held_bytes.fetch_add(len as u64, Ordering::Relaxed);
-        let bytes = InPlace::new(self.reply.clone(), self.reply_layout.arena_at + offset, len);
-        Ok(FramePayload::Block(HeldBlock { payload_at: envelope.payload_at, unit, bytes }))
+        self.held_bytes.fetch_add(u64::from(block.len), Ordering::Relaxed);
+        Ok(block)
+    }
+
+    /// The smallest block of the reply arena.
+    fn unit_bytes(&self) -> usize {
+        let arena_bytes = self.geometry.reply_arena_bytes;
+        arena_bytes / units_of(arena_bytes)
+    }
+
+    /// What says whether the block is held.
+    fn held_bit(&self, block: BlockPlace) -> (&AtomicU64, u64) {
+        let unit = block.offset() / self.unit_bytes();
+        (&self.held[unit / 64], 1 << (unit % 64))
     }
 
     /// Frees the oldest request's slot and block if it is the one that `ticket` names.
@@ -451,8 +507,10 @@ impl EngineEnd {
         if freed == self.head.0.load(Ordering::Acquire) || record.ticket.load(Ordering::Relaxed) != ticket {
             return LastMark::Stray;
         }
-        let block = record.block.swap(0, Ordering::Relaxed);
+        // Only the holder of the role is here, and who sends into this slot again finds it freed first: no exchange.
+        let block = record.block.load(Ordering::Relaxed);
         if block != 0 {
+            record.block.store(0, Ordering::Relaxed);
             self.arena.take_back(block).expect("a sent block is published until its LAST");
         }
         record.ticket.store(0, Ordering::Relaxed);
@@ -465,15 +523,27 @@ impl EngineEnd {
         self.held_bytes.load(Ordering::Relaxed) > self.geometry.reply_arena_bytes as u64 / 2
     }
 
-    /// Gives a block back to the worker.
-    pub fn release(&self, block: HeldBlock) {
-        self.held_bytes.fetch_sub(block.len() as u64, Ordering::Relaxed);
-        self.held[block.unit / 64].fetch_and(!(1 << (block.unit % 64)), Ordering::AcqRel);
+    /// Gives a block back to the worker. Once for each frame that came with one.
+    pub fn release(&self, block: BlockPlace) {
+        self.held_bytes.fetch_sub(u64::from(block.len), Ordering::Relaxed);
+        let (word, bit) = self.held_bit(block);
+        word.fetch_and(!bit, Ordering::AcqRel);
         let position = self.released.0.fetch_add(1, Ordering::AcqRel);
         let place = position as usize % self.geometry.release_places();
         let at = self.request_layout.release_at + 8 * place;
         self.request.store_release(at, release::entry(position, block.payload_at));
         self.offer_room();
+    }
+
+    /// The payload of a held block, where it lies.
+    pub fn in_place(&self, block: BlockPlace) -> InPlace {
+        InPlace::new(self.reply.clone(), self.reply_layout.arena_at + block.offset(), block.len as usize)
+    }
+
+    /// Copies the payload of a held block out.
+    pub fn copy_block(&self, block: BlockPlace, out: &mut [u8]) {
+        assert!(out.len() <= block.len as usize, "read beyond the end of the payload");
+        self.reply.copy_out(self.reply_layout.arena_at + block.offset(), out);
     }
 
     /// After a store that made room: wakes the worker if it waits for some. Forbidden: the worker sees no
@@ -515,37 +585,9 @@ impl EngineEnd {
     }
 }
 
-/// A block of the reply arena that this process holds. Goes back by [`EngineEnd::release`].
-pub struct HeldBlock {
-    payload_at: u32,
-    unit: usize,
-    bytes: InPlace,
-}
-
-impl HeldBlock {
-    /// Payload bytes.
-    pub fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// The payload.
-    pub fn bytes(&self) -> &InPlace {
-        &self.bytes
-    }
-
-    /// Place and length, as they are kept while the block waits for its taker.
-    pub fn to_words(&self) -> (u32, u32) {
-        (self.payload_at, self.bytes.len() as u32)
-    }
-}
-
-impl EngineEnd {
-    /// The held block that [`HeldBlock::to_words`] described. Call it once per description.
-    pub fn held_block(&self, payload_at: u32, len: u32) -> HeldBlock {
-        let arena_bytes = self.geometry.reply_arena_bytes;
-        let offset = (payload_at as usize - 1) * CACHE_LINE_BYTES;
-        let unit = offset / (arena_bytes / units_of(arena_bytes));
-        let bytes = InPlace::new(self.reply.clone(), self.reply_layout.arena_at + offset, len as usize);
-        HeldBlock { payload_at, unit, bytes }
+impl BlockPlace {
+    /// Bytes from the start of the arena.
+    fn offset(self) -> usize {
+        (self.payload_at as usize - 1) * CACHE_LINE_BYTES
     }
 }

@@ -11,8 +11,8 @@
 mod engine_end;
 mod worker_end;
 
-pub use engine_end::{EngineEnd, Frame, FramePayload, HeldBlock, LastMark, Outgoing, Read};
-pub use worker_end::{Idleness, Incoming, NoRoom, WorkerEnd};
+pub use engine_end::{BlockPlace, EngineEnd, Frame, FramePayload, LastMark, Outgoing, Read};
+pub use worker_end::{Idleness, Incoming, NoRoom, Said, WorkerEnd};
 
 use crate::shm::signal::Signal;
 use crate::wire::control;

@@ -18,11 +18,11 @@ use crate::os::futex::{self, Word};
 use crate::os::poll::EventFd;
 use crate::shm::arena::{Arena, Block};
 use crate::shm::block::request_bytes;
-use crate::shm::ring::{Look, Ring};
+use crate::shm::ring::{Look, OwnRing, PeerRing};
 use crate::shm::spin::{Next, Processors, Spinner};
 use crate::shm::view::{Memory, View};
 use crate::wire::control::{reply, request};
-use crate::wire::envelope::{Envelope, flags};
+use crate::wire::envelope::{ENVELOPE_WORDS, Envelope, FLAGS_SHIFT, flags};
 use crate::wire::geometry::{Geometry, RequestLayout};
 use crate::wire::release;
 
@@ -47,16 +47,60 @@ pub struct Incoming {
 
 /// A look at a lane from another thread of its worker.
 pub struct Idleness {
-    request: View,
     reply: View,
-    ring: Ring,
+    requests: PeerRing,
 }
 
 impl Idleness {
     /// Whether every request that has come has been ended. The worker's own word says how far it is.
     pub fn is_idle(&self) -> bool {
         let finished = self.reply.load_acquire(reply::FINISHED);
-        self.ring.look(&self.request, finished) == Look::Empty
+        self.requests.place(finished).look() == Look::Empty
+    }
+}
+
+/// The words of a request's envelope that its replies carry back: trace id, ticket, tags.
+#[derive(Clone, Copy, Default)]
+struct Origin([u64; 4]);
+
+impl Origin {
+    fn of(envelope: &Envelope) -> Self {
+        let [first, second] = envelope.trace_id;
+        Self([first, second, envelope.ticket, envelope.tags_word()])
+    }
+}
+
+/// What a reply frame says beside what it carries back.
+#[derive(Clone, Copy, Debug)]
+pub struct Said {
+    /// One of [`kind`](crate::wire::envelope::kind).
+    pub kind: u8,
+    /// One of [`status`](crate::wire::envelope::status).
+    pub status: u8,
+    /// The node that the request was for.
+    pub target: u16,
+    /// The node that speaks.
+    pub source: u16,
+    /// Of an output: what chooses the process that it goes to.
+    pub key: Option<u64>,
+}
+
+/// What is a written frame's own of its envelope.
+#[derive(Clone, Copy)]
+struct Staged {
+    key: u64,
+    payload: u64,
+    head: u64,
+}
+
+impl Staged {
+    fn new(said: Said, payload_len: usize, payload_at: u32) -> Self {
+        let Said { kind, status, target, source, key } = said;
+        let payload_len = payload_len as u32;
+        let flags = if key.is_some() { flags::KEYED } else { 0 };
+        let own =
+            Envelope { payload_len, payload_at, kind, status, target, source, flags, ..Envelope::default() };
+        Self { key: key.unwrap_or(0), payload: own.payload_word(), head: own.head_word() }
     }
 }
 
@@ -66,8 +110,8 @@ pub struct WorkerEnd {
     reply: View,
     geometry: Geometry,
     request_layout: RequestLayout,
-    request_ring: Ring,
-    reply_ring: Ring,
+    request_ring: PeerRing,
+    reply_ring: OwnRing,
     arena: Arc<Arena>,
     /// Next request position.
     next: u64,
@@ -77,8 +121,12 @@ pub struct WorkerEnd {
     consumed: u64,
     /// Next entry of the release ring.
     released: u64,
+    /// Node calls so far.
+    progress: u64,
+    /// Of the request that is being served: what its replies carry back unchanged.
+    origin: Origin,
     /// A written frame that waits for its flags.
-    staged: Option<Envelope>,
+    staged: Option<Staged>,
     bell: EventFd,
     /// Raised by the watcher of the control connection to end the serving.
     stop: Arc<Word>,
@@ -102,13 +150,25 @@ impl WorkerEnd {
         let reply_layout = geometry.reply();
         let arena = Arena::new(reply.clone(), reply_layout.arena_at, geometry.reply_arena_bytes);
         Self {
-            request_ring: Ring::new(request_layout.slots_at, geometry.slot_bytes, geometry.slots),
-            reply_ring: Ring::new(reply_layout.slots_at, geometry.slot_bytes, geometry.slots),
+            request_ring: PeerRing::in_segment(
+                request.clone(),
+                request_layout.slots_at,
+                geometry.slot_bytes,
+                geometry.slots,
+            ),
+            reply_ring: OwnRing::in_segment(
+                reply.clone(),
+                reply_layout.slots_at,
+                geometry.slot_bytes,
+                geometry.slots,
+            ),
             arena: Arc::new(arena),
             next: 0,
             head: 0,
             consumed: 0,
             released: 0,
+            progress: 0,
+            origin: Origin::default(),
             staged: None,
             request,
             reply,
@@ -131,6 +191,11 @@ impl WorkerEnd {
         self.arena.bytes()
     }
 
+    /// The largest payload that another group can take.
+    pub fn max_onward(&self) -> usize {
+        self.max_payload().min(self.geometry.request_arena_bytes)
+    }
+
     /// The segment that requests stand in.
     pub fn request_segment(&self) -> &View {
         &self.request
@@ -138,7 +203,10 @@ impl WorkerEnd {
 
     /// For another thread: whether every request that has come has been ended.
     pub fn idleness(&self) -> Idleness {
-        Idleness { request: self.request.clone(), reply: self.reply.clone(), ring: self.request_ring }
+        let Geometry { slot_bytes, slots, .. } = self.geometry;
+        let requests =
+            PeerRing::in_segment(self.request.clone(), self.request_layout.slots_at, slot_bytes, slots);
+        Idleness { reply: self.reply.clone(), requests }
     }
 
     /// Whether serving shall end.
@@ -150,18 +218,21 @@ impl WorkerEnd {
 
     /// Waits for the next request; `None` when serving shall end. An impossible commit word ends it too:
     /// the engine is gone or broken, and the watcher of the control connection will say which.
+    #[inline(always)]
     pub fn receive(&mut self) -> Option<Incoming> {
+        let has_waited = match self.request_ring.place(self.next).look() {
+            Look::Ready => true,
+            Look::Corrupt => return None,
+            Look::Empty => self.wait()?,
+        };
+        Some(self.take(has_waited))
+    }
+
+    /// Waits until the next request is there; tells whether it has waited for us.
+    fn wait(&mut self) -> Option<bool> {
         let mut spinner = Spinner::new(self.policy, self.shares);
-        let mut has_waited = true;
+        let mut has_waited = false;
         loop {
-            match self.request_ring.look(&self.request, self.next) {
-                Look::Ready => {
-                    self.shares = spinner.shares();
-                    return Some(self.take(has_waited));
-                }
-                Look::Corrupt => return None,
-                Look::Empty => has_waited = false,
-            }
             let processors =
                 Processors { mine: (&self.reply, reply::CPU), theirs: (&self.request, request::CPU) };
             match spinner.step(processors) {
@@ -174,11 +245,19 @@ impl WorkerEnd {
                 Next::Sleep => {
                     self.sleep();
                     has_waited = true;
-                    if self.is_stopping() && self.request_ring.look(&self.request, self.next) == Look::Empty {
+                    if self.is_stopping() && self.request_ring.place(self.next).look() == Look::Empty {
                         return None;
                     }
                     spinner.renew();
                 }
+            }
+            match self.request_ring.place(self.next).look() {
+                Look::Ready => {
+                    self.shares = spinner.shares();
+                    return Some(has_waited);
+                }
+                Look::Corrupt => return None,
+                Look::Empty => has_waited = false,
             }
         }
     }
@@ -187,13 +266,15 @@ impl WorkerEnd {
     fn take(&mut self, has_waited: bool) -> Incoming {
         let position = self.next;
         // Both payloads' lines come while the envelope is being looked at.
-        self.request.prefetch(self.request_ring.inline_at(position));
-        self.reply.prefetch_write(self.reply_ring.inline_at(self.head));
-        let envelope = self.request_ring.envelope(&self.request, position);
+        let place = self.request_ring.place(position);
+        place.slot.prefetch_inline();
+        self.reply_ring.place(self.head).slot.prefetch_inline_write();
+        let envelope = place.envelope();
         let payload_at = match envelope.payload_at {
             0 => self.request_ring.inline_at(position),
             at => self.request_layout.arena_at + (at as usize - 1) * crate::base::limits::CACHE_LINE_BYTES,
         };
+        self.origin = Origin::of(&envelope);
         self.next += 1;
         Incoming { position, envelope, has_waited, payload_at }
     }
@@ -202,7 +283,7 @@ impl WorkerEnd {
         let expected = REQUEST_SIGNAL.prepare(&self.request);
         let stop = self.stop.load();
         REQUEST_SIGNAL.announce(&self.reply, self.next);
-        if stop == 0 && self.request_ring.look(&self.request, self.next) == Look::Empty {
+        if stop == 0 && self.request_ring.place(self.next).look() == Look::Empty {
             self.sleep_on(request::WAKE, expected, stop, clock::monotonic_ns() + LONGEST_SLEEP_NS);
         }
         REQUEST_SIGNAL.withdraw(&self.reply);
@@ -226,18 +307,14 @@ impl WorkerEnd {
     }
 
     /// The payload, if envelope and segment agree about its place.
-    pub fn payload<'a>(segment: &'a View, geometry: &Geometry, incoming: &Incoming) -> Option<&'a [u8]> {
+    #[inline(always)]
+    pub fn payload<'a>(&self, segment: &'a View, incoming: &Incoming) -> Option<&'a [u8]> {
         let len = incoming.envelope.payload_len as usize;
         let room = match incoming.envelope.payload_at {
-            0 => geometry.inline_bytes(),
-            _ => geometry.request().total.checked_sub(incoming.payload_at)?,
+            0 => self.inline_bytes(),
+            _ => self.request_layout.total.checked_sub(incoming.payload_at)?,
         };
         (len <= room).then(|| request_bytes(segment, incoming.payload_at, len))
-    }
-
-    /// Sizes of the lane.
-    pub fn geometry(&self) -> Geometry {
-        self.geometry
     }
 
     /// Offset of the word that tells whether `incoming` has been cancelled.
@@ -264,32 +341,24 @@ impl WorkerEnd {
 
     /// Writes a frame whose payload is copied behind the envelope, and stages it. Waits for a slot until the
     /// deadline (0 = none).
-    pub fn put_inline(
-        &mut self,
-        mut envelope: Envelope,
-        payload: &[u8],
-        deadline_ns: u64,
-    ) -> Result<(), NoRoom> {
+    #[inline(always)]
+    pub fn put_inline(&mut self, said: Said, payload: &[u8], deadline_ns: u64) -> Result<(), NoRoom> {
         self.slot(deadline_ns)?;
-        self.reply.copy_in(self.reply_ring.inline_at(self.head), payload);
-        envelope.payload_len = payload.len() as u32;
-        envelope.payload_at = 0;
-        self.staged = Some(envelope);
+        self.reply_ring.place(self.head).slot.copy_in(payload);
+        self.staged = Some(Staged::new(said, payload.len(), 0));
         Ok(())
     }
 
     /// Writes a frame whose payload is the first `len` bytes of `block`, and stages it.
     pub fn put_block(
         &mut self,
-        mut envelope: Envelope,
+        said: Said,
         block: Block,
         len: usize,
         deadline_ns: u64,
     ) -> Result<(), NoRoom> {
         self.slot(deadline_ns)?;
-        envelope.payload_len = len as u32;
-        envelope.payload_at = block.publish();
-        self.staged = Some(envelope);
+        self.staged = Some(Staged::new(said, len, block.publish()));
         Ok(())
     }
 
@@ -309,18 +378,25 @@ impl WorkerEnd {
 
     /// Counts a node call.
     #[inline(always)]
-    pub fn progress(&self) {
-        self.reply.store(reply::PROGRESS, self.reply.load(reply::PROGRESS) + 1);
+    pub fn progress(&mut self) {
+        self.progress += 1;
+        self.reply.store(reply::PROGRESS, self.progress);
     }
 
     #[inline(always)]
     fn commit_staged(&mut self, extra_flags: u16) {
-        let Some(mut envelope) = self.staged.take() else { return };
-        envelope.flags |= extra_flags;
+        let Some(Staged { key, payload, head }) = self.staged.take() else { return };
+        let Origin([first, second, ticket, tags]) = self.origin;
+        let head = head | u64::from(extra_flags) << FLAGS_SHIFT;
+        self.commit([first, second, ticket, key, tags, payload, head]);
+    }
+
+    /// Publishes the frame at the head with this envelope, of which the commit word is not given.
+    #[inline(always)]
+    fn commit(&mut self, words: [u64; ENVELOPE_WORDS - 1]) {
         let position = self.head;
         self.head += 1;
-        self.reply_ring.write_envelope(&self.reply, position, envelope);
-        self.reply_ring.commit(&self.reply, position);
+        self.reply_ring.place(position).publish(words);
         REPLY_SIGNAL.wake(&self.reply, &self.request, position);
         // The fence inside `wake` stands between the commit and this look as well.
         if self.request.load(request::BELL) == position + 1 {
@@ -401,10 +477,15 @@ impl WorkerEnd {
     pub fn send_raw(&mut self, envelope: Envelope, bytes: &[u8]) -> Result<(), NoRoom> {
         self.slot(0)?;
         let bytes = &bytes[..bytes.len().min(self.inline_bytes())];
-        self.reply.copy_in(self.reply_ring.inline_at(self.head), bytes);
-        self.staged = Some(envelope);
-        self.commit_staged(0);
+        self.reply_ring.place(self.head).slot.copy_in(bytes);
+        let [_, words @ ..] = envelope.to_words();
+        self.commit(words);
         Ok(())
+    }
+
+    /// Sizes of the lane.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
     }
 
     /// The segment that this side writes.

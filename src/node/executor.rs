@@ -6,12 +6,11 @@
 //! from it before the next (depth first). Exactly one last frame ends each request: written after the node
 //! has returned, so that the request's bytes may be reused only then.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use super::Node;
 use super::output::{EmitError, Output};
 use super::registry::Built;
 use super::request::{Cancellation, Request};
+use crate::base::contain::contain;
 use crate::base::failure::{ExecutionClass, NodeError};
 use crate::base::ids::{GroupId, Identity, NodeId};
 use crate::plan::placement::Placement;
@@ -115,7 +114,12 @@ impl Executor {
     }
 
     /// Runs one request to its end.
-    pub fn execute(&mut self, incoming: &Incoming<'_>, cancellation: &dyn Cancellation, port: &mut dyn Port) {
+    pub fn execute<P: Port>(
+        &mut self,
+        incoming: &Incoming<'_>,
+        cancellation: &dyn Cancellation,
+        port: &mut P,
+    ) {
         let Some(node) = self.placement.nodes.get(usize::from(incoming.target)) else {
             let text = format!("no node has number {}", incoming.target);
             return port.fail(
@@ -137,20 +141,20 @@ impl Executor {
     }
 
     /// Calls one node, and sends its error if it fails.
-    fn run(
+    fn run<P: Port>(
         &mut self,
         id: NodeId,
         payload: &[u8],
         incoming: &Incoming<'_>,
         cancellation: &dyn Cancellation,
-        port: &mut dyn Port,
+        port: &mut P,
     ) {
         let node = &self.placement.nodes[usize::from(id.0)];
         let state = self.state_of[usize::from(id.0)].expect("a node of this group has a state");
         let state = &mut self.states[state];
         let request = Request {
             payload,
-            identity: incoming.identity,
+            identity: &incoming.identity,
             deadline_ns: incoming.deadline_ns,
             node: &node.name,
             group: self.placement.group_name(node.group),
@@ -160,23 +164,36 @@ impl Executor {
         let placement = &self.placement;
         let mut output = Output { placement, node, id, pending: &mut self.pending, port, refused: None };
         // A node's state after a panic is the node's own affair: it is called again, as documented.
-        let result = catch_unwind(AssertUnwindSafe(|| state.handle(&request, &mut output)));
-        let refused = output.refused;
-        self.pending.node_returned();
-        match (result, refused) {
-            (Ok(Ok(())), None) => {}
-            (Err(_), _) => port.fail(id, ExecutionClass::Panic, 0, ""),
-            (_, Some(refused)) => port.fail(id, refused.class(), 0, ""),
-            (Ok(Err(error)), None) => Self::fail_with(port, id, &error),
+        let result = contain(|| state.handle(&request, &mut output));
+        // Looked at in place: copying the results of the common case costs more than all else here.
+        if !matches!((&result, &output.refused), (Some(Ok(())), None)) {
+            let refused = output.refused;
+            Self::fail(port, id, result, refused);
         }
+        self.pending.node_returned();
         if self.pending.stack.len() > MAX_WAITING {
             self.pending.clear();
             port.fail(id, ExecutionClass::TooManyOutputs, 0, "");
         }
     }
 
-    fn fail_with(port: &mut dyn Port, source: NodeId, error: &NodeError) {
-        port.fail(source, ExecutionClass::NodeError, error.code(), error.text());
+    /// Sends the error of a node that did not do well. A panic comes before what was refused, and that before
+    /// what the node returned.
+    #[cold]
+    fn fail(
+        port: &mut dyn Port,
+        source: NodeId,
+        result: Option<Result<(), NodeError>>,
+        refused: Option<EmitError>,
+    ) {
+        match (result, refused) {
+            (None, _) => port.fail(source, ExecutionClass::Panic, 0, ""),
+            (Some(_), Some(refused)) => port.fail(source, refused.class(), 0, ""),
+            (Some(Err(error)), None) => {
+                port.fail(source, ExecutionClass::NodeError, error.code(), error.text());
+            }
+            (Some(Ok(())), None) => {}
+        }
     }
 }
 

@@ -10,7 +10,7 @@ pub(crate) trait Cancellation {
 /// One request at one node. Its bytes stay as they are until the node returns.
 pub struct Request<'a> {
     pub(crate) payload: &'a [u8],
-    pub(crate) identity: Identity,
+    pub(crate) identity: &'a Identity,
     pub(crate) deadline_ns: u64,
     pub(crate) node: &'a str,
     pub(crate) group: &'a str,

@@ -308,7 +308,9 @@ mod tests {
 
     #[test]
     fn each_resource_is_bounded_by_its_own_name() {
-        let child = shell("exec sleep 1000");
+        let child = shell("sleep 1000 & echo up; wait");
+        // It runs: while it is being replaced by another program, its stack limit may be put back.
+        File::from(child.stdout.try_clone().unwrap()).read_exact(&mut [0; 3]).unwrap();
         let all = [
             (Resource::OpenFiles, 20, "Max open files"),
             (Resource::AddressSpace, 1 << 40, "Max address space"),

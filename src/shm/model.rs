@@ -5,9 +5,9 @@ use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
 use super::arena::UnitMap;
-use super::ring::{Look, Ring};
+use super::ring::{Look, Place, Ring};
 use super::signal::Signal;
-use super::view::Memory;
+use super::view::{Memory, OwnSlot, Slot, Slots};
 use crate::os::futex::Woke;
 use crate::wire::envelope::{ENVELOPE_BYTES, ENVELOPE_WORDS, Envelope};
 
@@ -37,12 +37,6 @@ impl Memory for ModelMemory {
     }
     fn load(&self, at: usize) -> u64 {
         self.words[at / 8].load(Ordering::Relaxed)
-    }
-    fn load_words<const N: usize>(&self, at: usize) -> [u64; N] {
-        std::array::from_fn(|i| self.load(at + 8 * i))
-    }
-    fn store_words<const N: usize>(&self, at: usize, words: &[u64; N]) {
-        words.iter().enumerate().for_each(|(i, word)| self.store(at + 8 * i, *word));
     }
     fn store_release(&self, at: usize, value: u64) {
         self.words[at / 8].store(value, Ordering::Release);
@@ -75,12 +69,45 @@ impl Memory for ModelMemory {
     }
 }
 
+/// Slots at the end of the model's words.
+struct ModelSlots<'m>(&'m ModelMemory);
+
+#[derive(Clone, Copy)]
+struct ModelSlot<'m>(&'m ModelMemory, usize);
+
+impl<'m> Slots for ModelSlots<'m> {
+    type Slot<'a>
+        = ModelSlot<'m>
+    where
+        Self: 'a;
+
+    fn slot(&self, number: u64) -> ModelSlot<'m> {
+        ModelSlot(self.0, RING + number as usize % CAPACITY * ENVELOPE_BYTES)
+    }
+}
+
+impl Slot for ModelSlot<'_> {
+    fn commit_word(self) -> u64 {
+        self.0.load_acquire(self.1)
+    }
+    fn words(self) -> [u64; ENVELOPE_WORDS] {
+        std::array::from_fn(|i| self.0.load(self.1 + 8 * i))
+    }
+}
+
+impl OwnSlot for ModelSlot<'_> {
+    fn publish(self, words: [u64; ENVELOPE_WORDS]) {
+        (1..ENVELOPE_WORDS).for_each(|i| self.0.store(self.1 + 8 * i, words[i]));
+        self.0.store_release(self.1, words[0]);
+    }
+}
+
 const CAPACITY: usize = 2;
 const SIGNAL: Signal = Signal { sleeping_at: 0, wake_at: 8 };
 const RING: usize = 64;
 
-fn ring() -> Ring {
-    Ring::new(RING, ENVELOPE_BYTES, CAPACITY)
+fn place(memory: &ModelMemory, position: u64) -> Place<ModelSlot<'_>> {
+    Ring::new(ModelSlots(memory), CAPACITY).place(position)
 }
 
 fn memory() -> Arc<ModelMemory> {
@@ -88,21 +115,21 @@ fn memory() -> Arc<ModelMemory> {
 }
 
 fn publish(theirs: &ModelMemory, mine: &ModelMemory, position: u64) {
-    ring().write_envelope(mine, position, Envelope { ticket: 100 + position, ..Envelope::default() });
-    ring().commit(mine, position);
+    let [_, words @ ..] = Envelope { ticket: 100 + position, ..Envelope::default() }.to_words();
+    place(mine, position).publish(words);
     SIGNAL.wake(mine, theirs, position);
 }
 
 fn wait_for(mine: &ModelMemory, theirs: &ModelMemory, position: u64) -> Envelope {
     loop {
-        match ring().look(theirs, position) {
-            Look::Ready => return ring().envelope(theirs, position),
+        match place(theirs, position).look() {
+            Look::Ready => return place(theirs, position).envelope(),
             Look::Corrupt => panic!("corrupt"),
             Look::Empty => {}
         }
         let expected = SIGNAL.prepare(theirs);
         SIGNAL.announce(mine, position);
-        if ring().look(theirs, position) == Look::Empty {
+        if place(theirs, position).look() == Look::Empty {
             theirs.futex_wait(SIGNAL.wake_at, expected, 0);
         }
         SIGNAL.withdraw(mine);
@@ -138,15 +165,15 @@ fn loom_announcing_for_a_sleeper_moves_it_without_a_wake() {
             thread::spawn(move || {
                 loop {
                     let next = read_to.load(Ordering::SeqCst);
-                    if ring().look(&*worker, 1) == Look::Ready {
+                    if place(&worker, 1).look() == Look::Ready {
                         return;
                     }
                     let expected = SIGNAL.prepare(&*worker);
                     SIGNAL.announce(&*engine, next);
                     // Whoever reads on meanwhile announces later than this, or is seen here.
-                    if read_to.load(Ordering::SeqCst) == next && ring().look(&*worker, next) == Look::Empty {
+                    if read_to.load(Ordering::SeqCst) == next && place(&worker, next).look() == Look::Empty {
                         worker.futex_wait(SIGNAL.wake_at, expected, 0);
-                    } else if ring().look(&*worker, next) == Look::Ready {
+                    } else if place(&worker, next).look() == Look::Ready {
                         read_to.fetch_max(next + 1, Ordering::SeqCst);
                     }
                 }
@@ -159,10 +186,10 @@ fn loom_announcing_for_a_sleeper_moves_it_without_a_wake() {
                 publish(&engine, &worker, 1);
             })
         };
-        if ring().look(&*worker, 0) == Look::Ready {
+        if place(&worker, 0).look() == Look::Ready {
             read_to.fetch_max(1, Ordering::SeqCst);
             SIGNAL.announce(&*engine, 1);
-            if ring().look(&*worker, 1) == Look::Ready {
+            if place(&worker, 1).look() == Look::Ready {
                 // Ready before the announcement was seen: wake the sleeper by hand.
                 worker.futex_wake(SIGNAL.wake_at);
             }

@@ -14,8 +14,8 @@
 //! Source: the bounded queue with per-cell sequence numbers by D. Vyukov. Deviations: one process on each
 //! side claims positions privately, so cells carry no "free" value; being free travels in another segment.
 
-use super::view::Memory;
-use crate::wire::envelope::{ENVELOPE_BYTES, ENVELOPE_WORDS, Envelope};
+use super::view::{OwnSlot, OwnSlots, PeerSlots, Slot, Slots, View, ViewSlots};
+use crate::wire::envelope::{ENVELOPE_WORDS, Envelope};
 use crate::wire::geometry::slot_stride;
 
 /// What a look at a slot shows.
@@ -29,23 +29,53 @@ pub enum Look {
     Corrupt,
 }
 
-/// Place and size of a ring within its segment.
-#[derive(Clone, Copy, Debug)]
-pub struct Ring {
-    slots_at: usize,
-    slot_bytes: usize,
+/// A ring over its slots.
+pub struct Ring<S> {
+    slots: S,
     /// A power of two.
     capacity: u64,
     /// Odd: slots from one position to the next.
     stride: u64,
 }
 
-impl Ring {
-    /// A ring of `capacity` slots (a power of two) of `slot_bytes` bytes, starting at `slots_at`.
-    pub fn new(slots_at: usize, slot_bytes: usize, capacity: usize) -> Self {
-        assert!(capacity.is_power_of_two() && slot_bytes.is_multiple_of(8) && slots_at.is_multiple_of(8));
-        let stride = slot_stride(capacity) as u64;
-        Self { slots_at, slot_bytes, capacity: capacity as u64, stride }
+/// A ring that the peer writes.
+pub type PeerRing = Ring<PeerSlots>;
+/// A ring that this process writes.
+pub type OwnRing = Ring<OwnSlots>;
+
+/// The slot of one position, found once and used for all that concerns it.
+#[derive(Clone, Copy)]
+pub struct Place<S> {
+    /// The slot.
+    pub slot: S,
+    position: u64,
+    capacity: u64,
+}
+
+impl<const OWN: bool> Ring<ViewSlots<OWN>> {
+    /// The ring of `capacity` slots (a power of two) of `slot_bytes` bytes (a power of two) at `slots_at`.
+    pub fn in_segment(view: View, slots_at: usize, slot_bytes: usize, capacity: usize) -> Self {
+        Self::new(ViewSlots::new(view, slots_at, slot_bytes, capacity), capacity)
+    }
+
+    /// Inline payload bytes of a slot.
+    #[inline(always)]
+    pub fn inline_bytes(&self) -> usize {
+        self.slots.inline_bytes()
+    }
+
+    /// Where in its segment the inline payload of a position starts.
+    #[inline(always)]
+    pub fn inline_at(&self, position: u64) -> usize {
+        self.slots.inline_at(position.wrapping_mul(self.stride))
+    }
+}
+
+impl<S: Slots> Ring<S> {
+    /// A ring over `capacity` slots (a power of two).
+    pub fn new(slots: S, capacity: usize) -> Self {
+        assert!(capacity.is_power_of_two());
+        Self { slots, capacity: capacity as u64, stride: slot_stride(capacity) as u64 }
     }
 
     /// Slots.
@@ -60,60 +90,49 @@ impl Ring {
         (position.wrapping_mul(self.stride) & (self.capacity - 1)) as usize
     }
 
+    /// The slot of a position.
     #[inline(always)]
-    fn slot_at(&self, position: u64) -> usize {
-        self.slots_at + self.index(position) * self.slot_bytes
+    pub fn place(&self, position: u64) -> Place<S::Slot<'_>> {
+        let slot = self.slots.slot(position.wrapping_mul(self.stride));
+        Place { slot, position, capacity: self.capacity }
     }
+}
 
-    /// Where the inline payload of a position starts.
+impl<S: Slot> Place<S> {
+    /// Looks at the position. Acquire: pairs with the Release of [`Place::publish`].
     #[inline(always)]
-    pub fn inline_at(&self, position: u64) -> usize {
-        self.slot_at(position) + ENVELOPE_BYTES
-    }
-
-    /// Inline payload bytes of a slot.
-    #[inline(always)]
-    pub fn inline_bytes(&self) -> usize {
-        self.slot_bytes - ENVELOPE_BYTES
-    }
-
-    #[inline(always)]
-    fn empty(&self, position: u64) -> u64 {
-        if position < self.capacity { 0 } else { position + 1 - self.capacity }
-    }
-
-    /// Looks at a position. Acquire: pairs with the Release of [`Ring::commit`].
-    #[inline(always)]
-    pub fn look(&self, memory: &impl Memory, position: u64) -> Look {
-        let word = memory.load_acquire(self.slot_at(position));
-        if word == position + 1 {
+    pub fn look(&self) -> Look {
+        let word = self.slot.commit_word();
+        // Wrapping: who looks from beside a lane takes the position from a word that may be anything.
+        if word == self.position.wrapping_add(1) {
             Look::Ready
-        } else if word == self.empty(position) {
+        } else if word == self.empty() {
             Look::Empty
         } else {
             Look::Corrupt
         }
     }
 
-    /// Copies the envelope of a position that [`Ring::look`] called ready. Read once: check the copy.
     #[inline(always)]
-    pub fn envelope(&self, memory: &impl Memory, position: u64) -> Envelope {
-        let mut words = memory.load_words::<ENVELOPE_WORDS>(self.slot_at(position));
-        words[0] = position + 1;
+    fn empty(&self) -> u64 {
+        if self.position < self.capacity { 0 } else { self.position - (self.capacity - 1) }
+    }
+
+    /// Copies the envelope of a position that [`Place::look`] called ready. Read once: check the copy.
+    #[inline(always)]
+    pub fn envelope(&self) -> Envelope {
+        let mut words = self.slot.words();
+        words[0] = self.position + 1;
         Envelope::from_words(words)
     }
+}
 
-    /// Writes the envelope of a claimed position, all but its commit word.
+impl<S: OwnSlot> Place<S> {
+    /// Writes the envelope of a claimed position, its commit word left out of `words`, and makes the position
+    /// readable. Release: pairs with the Acquire of [`Place::look`].
     #[inline(always)]
-    pub fn write_envelope(&self, memory: &impl Memory, position: u64, envelope: Envelope) {
-        let at = self.slot_at(position);
-        let [_, words @ ..] = envelope.to_words();
-        memory.store_words(at + 8, &words);
-    }
-
-    /// Makes a written position readable. Release: pairs with the Acquire of [`Ring::look`].
-    #[inline(always)]
-    pub fn commit(&self, memory: &impl Memory, position: u64) {
-        memory.store_release(self.slot_at(position), position + 1);
+    pub fn publish(&self, words: [u64; ENVELOPE_WORDS - 1]) {
+        let [first, second, ticket, deadline, tags, payload, head] = words;
+        self.slot.publish([self.position + 1, first, second, ticket, deadline, tags, payload, head]);
     }
 }

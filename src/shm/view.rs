@@ -12,11 +12,11 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-use zerocopy::IntoBytes;
-
+use crate::base::limits::PAGE_BYTES;
 use crate::base::sync;
 use crate::os::futex::{self, Woke};
 use crate::os::map::Mapping;
+use crate::wire::envelope::{ENVELOPE_BYTES, ENVELOPE_WORDS};
 
 /// What rings and signals need from the memory that they live in.
 ///
@@ -26,11 +26,6 @@ pub trait Memory {
     fn load_acquire(&self, at: usize) -> u64;
     /// Reads a word without ordering anything.
     fn load(&self, at: usize) -> u64;
-    /// Reads neighbouring words without ordering anything.
-    fn load_words<const N: usize>(&self, at: usize) -> [u64; N];
-    /// Writes words that are yet to be published, in as few stores as the processor has: a line that the peer
-    /// looks at meanwhile is pulled away between two stores.
-    fn store_words<const N: usize>(&self, at: usize, words: &[u64; N]);
     /// Writes a word; publishes everything written before it.
     fn store_release(&self, at: usize, value: u64);
     /// Writes a word without publishing anything else.
@@ -47,11 +42,37 @@ pub trait Memory {
     fn futex_wait(&self, at: usize, expected: u32, until_ns: u64) -> Woke;
 }
 
+/// One slot, as a ring needs it: the words of an envelope, of which the first commits it.
+pub trait Slot: Copy {
+    /// Reads the commit word; what its writer wrote before a paired [`OwnSlot::publish`] is visible after.
+    fn commit_word(self) -> u64;
+    /// Reads the envelope, word by word, without ordering anything.
+    fn words(self) -> [u64; ENVELOPE_WORDS];
+}
+
+/// One slot of a segment that this process writes.
+pub trait OwnSlot: Slot {
+    /// Writes the envelope, its commit word last; that publishes everything written before it.
+    fn publish(self, words: [u64; ENVELOPE_WORDS]);
+}
+
+/// Slots, found by number.
+pub trait Slots {
+    /// One of them.
+    type Slot<'a>: Slot
+    where
+        Self: 'a;
+
+    /// The slot of this number, modulo their count.
+    fn slot(&self, number: u64) -> Self::Slot<'_>;
+}
+
 /// A mapped segment.
 #[derive(Clone)]
 pub struct View {
     /// Start of the mapping. INVARIANT: `base..base + bytes` is mapped for as long as `mapping` lives.
     base: NonNull<u8>,
+    /// INVARIANT: at least a page.
     bytes: usize,
     /// INVARIANT: true only if the mapping is writable.
     writable: bool,
@@ -67,6 +88,7 @@ unsafe impl Sync for View {}
 impl View {
     /// A view of the whole mapping.
     pub fn new(mapping: Mapping) -> Self {
+        assert!(mapping.bytes() >= PAGE_BYTES, "a segment has at least its control words");
         let mapping = Arc::new(mapping);
         Self { base: mapping.base(), bytes: mapping.bytes(), writable: mapping.is_writable(), mapping }
     }
@@ -83,6 +105,8 @@ impl View {
 
     #[inline(always)]
     fn place(&self, at: usize, bytes: usize) -> *mut u8 {
+        // SAFETY: the invariant of `bytes`. It spares the check for all control words, whose offsets are constants.
+        unsafe { std::hint::assert_unchecked(self.bytes >= PAGE_BYTES) };
         assert!(at <= self.bytes && bytes <= self.bytes - at, "offset outside the segment");
         // SAFETY: `at + bytes <= self.bytes`, so the result stays within the mapping (invariant of `base`).
         unsafe { self.base.as_ptr().add(at) }
@@ -128,28 +152,6 @@ impl View {
         self.word(at)
     }
 
-    /// Begins to bring the line at `at` near for reading. A hint: nothing that can be observed changes.
-    #[inline(always)]
-    pub fn prefetch(&self, at: usize) {
-        let _place = self.place(at, 1);
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch changes no register and no memory, and faults on nothing.
-        unsafe {
-            std::arch::asm!("prefetcht0 [{}]", in(reg) _place, options(nostack, preserves_flags, readonly));
-        }
-    }
-
-    /// Begins to take the line at `at` for writing. A hint, as above.
-    #[inline(always)]
-    pub fn prefetch_write(&self, at: usize) {
-        let _place = self.place(at, 1);
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above; `prefetchw` does nothing where the processor lacks it, and writes nothing.
-        unsafe {
-            std::arch::asm!("prefetchw [{}]", in(reg) _place, options(nostack, preserves_flags));
-        }
-    }
-
     /// The futex word at `at`, for sleeping on it beside another one.
     #[inline(always)]
     pub fn futex_word(&self, at: usize) -> &AtomicU32 {
@@ -157,17 +159,6 @@ impl View {
         let place = self.place(at, 4).cast::<u32>();
         // SAFETY: as in `word`, with 4 bytes.
         unsafe { AtomicU32::from_ptr(place) }
-    }
-
-    /// Copies bytes that this process alone writes, or has yet to publish, into the segment.
-    #[inline(always)]
-    pub fn copy_in(&self, at: usize, bytes: &[u8]) {
-        assert!(self.writable, "segment is mapped read-only");
-        let place = self.place(at, bytes.len());
-        // SAFETY: `place` has room for `bytes` inside a writable mapping. The range is not published yet, so
-        // a well-behaved reader does not look; one that does reads bytes that it must not trust anyway.
-        // `bytes` is ordinary memory of this process and cannot overlap a mapping that nobody borrows.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len()) }
     }
 
     /// Copies bytes out of the segment; the other process may be writing them, so check the copy, not the source.
@@ -219,6 +210,164 @@ impl View {
     }
 }
 
+/// The slots of a ring in a mapped segment: checked once, so that finding one takes no check.
+pub struct ViewSlots<const OWN: bool> {
+    /// The first slot. INVARIANT: from here on `mask + 1` slots of `1 << shift` bytes lie inside the mapping for as
+    /// long as the mapping lives; it is 8-byte aligned, and so is each slot; a slot has room for an envelope.
+    first: NonNull<u8>,
+    /// Count - 1, the count being a power of two.
+    mask: u64,
+    shift: u32,
+    /// Offset of the first slot.
+    at: usize,
+    /// INVARIANT: writable if `OWN`.
+    _mapping: Arc<Mapping>,
+}
+
+// SAFETY: as for `View`, whose mapping it holds.
+unsafe impl<const OWN: bool> Send for ViewSlots<OWN> {}
+// SAFETY: as for `View`.
+unsafe impl<const OWN: bool> Sync for ViewSlots<OWN> {}
+
+/// A slot that the peer writes.
+pub type PeerSlot<'a> = ViewSlot<'a, false>;
+/// Slots that the peer writes.
+pub type PeerSlots = ViewSlots<false>;
+/// Slots that this process writes.
+pub type OwnSlots = ViewSlots<true>;
+
+impl<const OWN: bool> ViewSlots<OWN> {
+    /// `count` slots of `slot_bytes` bytes (both powers of two) from `at` on.
+    pub fn new(view: View, at: usize, slot_bytes: usize, count: usize) -> Self {
+        assert!(count.is_power_of_two() && slot_bytes.is_power_of_two() && at.is_multiple_of(8));
+        assert!(slot_bytes >= ENVELOPE_BYTES);
+        assert!(view.is_writable() || !OWN, "segment is mapped read-only");
+        let bytes = count.checked_mul(slot_bytes).expect("a ring fits the address space");
+        let first = NonNull::new(view.place(at, bytes)).expect("inside a mapping");
+        Self { first, mask: count as u64 - 1, shift: slot_bytes.trailing_zeros(), at, _mapping: view.mapping }
+    }
+
+    /// Bytes behind an envelope.
+    #[inline(always)]
+    pub fn inline_bytes(&self) -> usize {
+        (1 << self.shift) - ENVELOPE_BYTES
+    }
+
+    /// Offset in the segment of the bytes behind the envelope of slot `number`, modulo the count.
+    #[inline(always)]
+    pub fn inline_at(&self, number: u64) -> usize {
+        self.at + self.offset(number) + ENVELOPE_BYTES
+    }
+
+    #[inline(always)]
+    fn offset(&self, number: u64) -> usize {
+        ((number & self.mask) as usize) << self.shift
+    }
+}
+
+impl<const OWN: bool> Slots for ViewSlots<OWN> {
+    type Slot<'a> = ViewSlot<'a, OWN>;
+
+    #[inline(always)]
+    fn slot(&self, number: u64) -> ViewSlot<'_, OWN> {
+        // SAFETY: the number is cut to the count, so the slot lies inside the mapping (invariant of `first`).
+        let place = unsafe { self.first.add(self.offset(number)) };
+        ViewSlot { place, slots: self }
+    }
+}
+
+/// One slot of a mapped segment.
+#[derive(Clone, Copy)]
+pub struct ViewSlot<'a, const OWN: bool> {
+    /// INVARIANT: one of the slots of `slots`.
+    place: NonNull<u8>,
+    slots: &'a ViewSlots<OWN>,
+}
+
+impl<'a, const OWN: bool> ViewSlot<'a, OWN> {
+    #[inline(always)]
+    fn envelope(self) -> &'a [AtomicU64; ENVELOPE_WORDS] {
+        // SAFETY: a slot has room for an envelope and is 8-byte aligned; shared words are only ever accessed
+        // atomically, by this process and by the other; the mapping outlives the slots, and they `'a`.
+        unsafe { self.place.cast::<[AtomicU64; ENVELOPE_WORDS]>().as_ref() }
+    }
+
+    #[inline(always)]
+    fn inline(self) -> *mut u8 {
+        // SAFETY: behind the envelope; at most one past the end of the slot.
+        unsafe { self.place.as_ptr().add(ENVELOPE_BYTES) }
+    }
+
+    /// Begins to bring near what lies behind the envelope, for reading. A hint: nothing that can be
+    /// observed changes.
+    #[inline(always)]
+    pub fn prefetch_inline(self) {
+        prefetch(self.inline());
+    }
+}
+
+impl ViewSlot<'_, true> {
+    /// Begins to take what lies behind the envelope for writing. A hint, as above.
+    #[inline(always)]
+    pub fn prefetch_inline_write(self) {
+        prefetch_write(self.inline());
+    }
+
+    /// Copies bytes behind the envelope of a slot that is yet to be published.
+    #[inline(always)]
+    pub fn copy_in(self, bytes: &[u8]) {
+        assert!(bytes.len() <= self.slots.inline_bytes(), "inline payload too long");
+        // SAFETY: it fits the slot behind its envelope, in a writable mapping. The slot is not published yet, so a
+        // well-behaved reader does not look; one that does reads bytes that it must not trust anyway. `bytes` is
+        // ordinary memory of this process and cannot overlap a mapping that nobody borrows.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.inline(), bytes.len()) }
+    }
+}
+
+impl<const OWN: bool> Slot for ViewSlot<'_, OWN> {
+    #[inline(always)]
+    fn commit_word(self) -> u64 {
+        let value = self.envelope()[0].load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        value
+    }
+
+    #[inline(always)]
+    fn words(self) -> [u64; ENVELOPE_WORDS] {
+        let envelope = self.envelope();
+        std::array::from_fn(|i| envelope[i].load(Ordering::Relaxed))
+    }
+}
+
+impl OwnSlot for ViewSlot<'_, true> {
+    #[inline(always)]
+    fn publish(self, words: [u64; ENVELOPE_WORDS]) {
+        let envelope = self.envelope();
+        for i in 1..ENVELOPE_WORDS {
+            envelope[i].store(words[i], Ordering::Relaxed);
+        }
+        envelope[0].store(words[0], Ordering::Release);
+    }
+}
+
+#[inline(always)]
+fn prefetch(_place: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch changes no register and no memory, and faults on nothing.
+    unsafe {
+        std::arch::asm!("prefetcht0 [{}]", in(reg) _place, options(nostack, preserves_flags, readonly));
+    }
+}
+
+#[inline(always)]
+fn prefetch_write(_place: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above; `prefetchw` does nothing where the processor lacks it, and writes nothing.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) _place, options(nostack, preserves_flags));
+    }
+}
+
 impl Memory for View {
     #[inline(always)]
     fn load_acquire(&self, at: usize) -> u64 {
@@ -240,17 +389,6 @@ impl Memory for View {
     #[inline(always)]
     fn store(&self, at: usize, value: u64) {
         self.writable_word(at).store(value, Ordering::Relaxed);
-    }
-
-    #[inline(always)]
-    fn load_words<const N: usize>(&self, at: usize) -> [u64; N] {
-        let words = self.words(at, N);
-        std::array::from_fn(|i| words[i].load(Ordering::Relaxed))
-    }
-
-    #[inline(always)]
-    fn store_words<const N: usize>(&self, at: usize, words: &[u64; N]) {
-        self.copy_in(at, words.as_bytes());
     }
 
     fn raise(&self, at: usize, value: u64) {
@@ -301,7 +439,7 @@ mod tests {
         writer.raise(64, 3);
         assert_eq!(reader.load(64), 7);
         let bytes: Vec<u8> = (0..=255).collect();
-        writer.copy_in(4096, &bytes);
+        OwnSlots::new(writer, 4096 - 64, 512, 2).slot(4).copy_in(&bytes);
         for len in [0, 1, 7, 8, 9, 63, 64, 200, 256] {
             let mut out = vec![0; len];
             reader.copy_out(4096, &mut out);
@@ -309,6 +447,38 @@ mod tests {
             reader.copy_out(4096 + 3, &mut out[..len.min(200)]);
             assert_eq!(out[..len.min(200)], bytes[3..3 + len.min(200)]);
         }
+    }
+
+    #[test]
+    fn a_slot_is_found_by_its_number_modulo_their_count() {
+        let (writer, reader) = pair();
+        let (own, peer) =
+            (OwnSlots::new(writer, 4096, 1024, 4), PeerSlots::new(reader.clone(), 4096, 1024, 4));
+        own.slot(6).copy_in(b"payload");
+        own.slot(u64::MAX - 1).publish([7, 1, 2, 3, 4, 5, 6, 8]);
+        assert_eq!((peer.slot(2).commit_word(), peer.slot(2).words()), (7, [7, 1, 2, 3, 4, 5, 6, 8]));
+        let mut payload = [0; 7];
+        reader.copy_out(peer.inline_at(2), &mut payload);
+        assert_eq!(&payload, b"payload");
+        assert_eq!([0, 1, 3].map(|number| peer.slot(number).commit_word()), [0; 3]);
+    }
+
+    #[test]
+    #[should_panic(expected = "outside the segment")]
+    fn slots_beyond_the_end_are_refused() {
+        PeerSlots::new(pair().1, 4096, 1024, 8);
+    }
+
+    #[test]
+    #[should_panic(expected = "read-only")]
+    fn own_slots_need_a_writable_segment() {
+        OwnSlots::new(pair().1, 0, 1024, 4);
+    }
+
+    #[test]
+    #[should_panic(expected = "too long")]
+    fn no_slot_takes_more_than_it_has_room_for() {
+        OwnSlots::new(pair().0, 0, 1024, 4).slot(0).copy_in(&[0; 961]);
     }
 
     #[test]

@@ -298,20 +298,32 @@ impl<'a> Unborn<'a> {
         };
         capture.add(&speaker, Stream::Stdout, stdout).map_err(system(StartStep::Spawn))?;
         capture.add(&speaker, Stream::Stderr, stderr).map_err(system(StartStep::Spawn))?;
-        // Before the bundle, without which it builds nothing. It is not reaped, so the number is its own.
-        for &(resource, value) in &group.process.limits {
-            let stated = format!("{resource:?} {value}");
-            child::limit(pid, resource, value).map_err(refused(&group.name, "limit", stated))?;
-        }
+        // Before the bundle, without which it builds nothing.
+        unborn.limit()?;
         let (request, reply) = unborn.segments.as_ref().expect("just put there");
         let fds = [request.fd(), reply.fd(), spec.bell];
         unborn.say(&datagram, &fds)?;
         Ok(unborn)
     }
 
+    /// Bounds what it may use, as its group says.
+    fn limit(&self) -> Result<(), StartError> {
+        let group = self.spec.placed();
+        // It is not reaped, so the number is its own.
+        let pid = self.worker().pid();
+        for &(resource, value) in &group.process.limits {
+            let stated = format!("{resource:?} {value}");
+            child::limit(pid, resource, value).map_err(refused(&group.name, "limit", stated))?;
+        }
+        Ok(())
+    }
+
     /// Waits until it has mapped its segments, takes the right to do so from everybody else, and awaits its call.
     fn seal(&mut self) -> Result<(), StartError> {
         let port = self.mapped()?;
+        // Once more: a program that is being replaced by another one, as every child is at first, ends that with the
+        // stack limit that it began it with.
+        self.limit()?;
         let terms = EngineTerms {
             life: self.spec.life(),
             pid: self.worker().pid() as u32,

@@ -1,8 +1,8 @@
 //! What happens to workers, for whoever listens.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use crate::base::contain::contain;
 use crate::base::failure::Cause;
 
 /// Something that happened to a worker.
@@ -69,6 +69,6 @@ pub(crate) fn tell(listener: Option<&Listener>, notice: &WorkerNotice) {
     );
     if let Some(listener) = listener {
         // It is the user's; what it does changes nothing here.
-        let _ = catch_unwind(AssertUnwindSafe(|| listener(notice)));
+        contain(|| listener(notice));
     }
 }

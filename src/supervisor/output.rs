@@ -6,10 +6,10 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, ThreadId};
 
+use crate::base::contain::contain;
 use crate::base::limits::{OUTPUT_LINE_BYTES, TAIL_LINES};
 use crate::os::clock;
 use crate::os::poll::{EventFd, Poller};
@@ -242,9 +242,9 @@ impl Pipe {
         tail.push(&self.line);
         let line = OutputLine { group, process: *process, pid: *pid, stream: self.stream, text: &self.line };
         // A sink that panics loses its line and nothing else.
-        let _ = catch_unwind(AssertUnwindSafe(|| match sink {
+        contain(|| match sink {
             Some(sink) => sink(line),
             None => to_stderr(line),
-        }));
+        });
     }
 }

@@ -47,6 +47,8 @@ pub struct Envelope {
 pub const ENVELOPE_BYTES: usize = 64;
 /// 64-bit words of an envelope.
 pub const ENVELOPE_WORDS: usize = ENVELOPE_BYTES / 8;
+/// Where `flags` stand in [`Envelope::head_word`].
+pub const FLAGS_SHIFT: u32 = 48;
 /// `source` of a frame that the engine made.
 pub const ENGINE: u16 = 0xFFFF;
 
@@ -108,11 +110,47 @@ impl Envelope {
     }
 
     /// The envelope as it stands in a slot.
+    ///
+    /// Put together from the fields, not reinterpreted: words that are loaded right after narrower stores to them
+    /// would wait until those stores, and all before them, have left the processor's store queue.
+    #[inline(always)]
     pub fn to_words(self) -> [u64; ENVELOPE_WORDS] {
-        zerocopy::transmute!(self)
+        [
+            self.sequence,
+            self.trace_id[0],
+            self.trace_id[1],
+            self.ticket,
+            self.deadline_ns,
+            self.tags_word(),
+            self.payload_word(),
+            self.head_word(),
+        ]
+    }
+
+    /// The word of `reply_to`, `run` and `scenario`.
+    #[inline(always)]
+    pub fn tags_word(&self) -> u64 {
+        u64::from(self.reply_to) | u64::from(self.run) << 32 | u64::from(self.scenario) << 48
+    }
+
+    /// The word of `payload_len` and `payload_at`.
+    #[inline(always)]
+    pub fn payload_word(&self) -> u64 {
+        u64::from(self.payload_len) | u64::from(self.payload_at) << 32
+    }
+
+    /// The last word: `target` to `flags`.
+    #[inline(always)]
+    pub fn head_word(&self) -> u64 {
+        u64::from(self.target)
+            | u64::from(self.source) << 16
+            | u64::from(self.kind) << 32
+            | u64::from(self.status) << 40
+            | u64::from(self.flags) << FLAGS_SHIFT
     }
 
     /// The envelope that these words make; every bit pattern is one, so fields are checked by the reader.
+    #[inline(always)]
     pub fn from_words(words: [u64; ENVELOPE_WORDS]) -> Self {
         zerocopy::transmute!(words)
     }

@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each program uses a part of it
 
 pub mod bell;
+pub mod held;
 pub mod nodes;
 pub mod ordered;
 pub mod scripted;

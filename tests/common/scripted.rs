@@ -70,7 +70,8 @@ fn gate(number: u64) -> PathBuf {
     std::env::temp_dir().join(format!("{}-gate-{number}", super::token()))
 }
 
-fn follow(request: &Request<'_>, output: &mut Output<'_>) -> Result<(), NodeError> {
+/// Does what its section of the script says.
+pub fn follow(request: &Request<'_>, output: &mut Output<'_>) -> Result<(), NodeError> {
     let text = String::from_utf8_lossy(request.payload());
     let (script, trail) = text.split_once('#').unwrap_or((&text, ""));
     let mut said = format!("{script}#{trail} {}", request.node_name());

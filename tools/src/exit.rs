@@ -137,6 +137,22 @@ mod tests {
     }
 
     #[test]
+    fn gate_03_the_map_of_failures_has_the_real_codes() {
+        let map = include_str!("../../docs/failures.md");
+        let rows =
+            map.lines().map(|line| line.trim_matches('|').split('|').map(str::trim).collect::<Vec<_>>());
+        let stated: Vec<_> = rows.filter(|row| row.len() == 3 && row[1].contains("remote handoff")).collect();
+        let categories = [Category::Timeout, Category::Transport, Category::Execution, Category::Shutdown];
+        for category in categories {
+            let name = format!("`{}`", category.name());
+            let row = stated.iter().find(|row| row[0] == name).expect("the map has every category");
+            assert_eq!(row[2], (Exit::from(category) as u8).to_string());
+        }
+        assert_eq!(stated.len(), categories.len());
+        assert!(map.contains(&format!("The command ends with {}.", Exit::Start as u8)));
+    }
+
+    #[test]
     fn a_stopped_engine_is_a_shutdown() {
         assert_eq!(Problem::from(CallError::Stopped).exit, Exit::Shutdown);
         assert_eq!(Problem::from(DispatchError::TraceInFlight).exit, Exit::Execution);

@@ -88,7 +88,7 @@ impl Correlation {
 
     /// Judges a terminal, or the end of a branch. `fill` puts the payload's words into the cell that it is given,
     /// if the frame ends its root.
-    #[inline]
+    #[inline(always)]
     pub fn frame(
         &self,
         source: Source,

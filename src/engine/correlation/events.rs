@@ -54,6 +54,7 @@ pub(super) struct Events {
     places: Box<[Place]>,
 }
 
+/// By their numbers.
 const CATEGORIES: [Category; 4] =
     [Category::Timeout, Category::Transport, Category::Execution, Category::Shutdown];
 const KINDS: [EventKind; 7] = [
@@ -81,8 +82,7 @@ impl Events {
         place.id[0].store(words[0], Ordering::Relaxed);
         place.id[1].store(words[1], Ordering::Relaxed);
         place.at_ns.store(event.at_ns, Ordering::Relaxed);
-        let status = event.status.and_then(|status| CATEGORIES.iter().position(|known| *known == status));
-        let status = status.map_or(0, |status| status as u64 + 1);
+        let status = event.status.map_or(0, |status| status as u64 + 1);
         place.what.store(event.kind as u64 | status << 8, Ordering::Relaxed);
         // Release: pairs with the Acquire in `list`; the fields are complete.
         place.number.store(number + 1, Ordering::Release);

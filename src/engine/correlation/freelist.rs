@@ -27,8 +27,9 @@ impl FreeList {
     }
 
     pub fn pop(&self) -> Option<u32> {
-        // Acquire: pairs with the Release of `push`, so that the place's previous use is over.
-        let mut head = self.head.load(Ordering::Acquire);
+        // Acquire: pairs with the Release of `push`, so that the place's previous use is over. SeqCst: who waits for
+        // a place says so before it looks here, and who pushes one looks for who waits after it.
+        let mut head = self.head.load(Ordering::SeqCst);
         loop {
             let place = head as u32;
             let next = self.next.get(place as usize)?;
@@ -46,8 +47,8 @@ impl FreeList {
         loop {
             self.next[place as usize].store(head as u32, Ordering::Relaxed);
             let new = pack((head >> 32) + 1, place);
-            // Release: what was done with the place happens before its next use.
-            match self.head.compare_exchange_weak(head, new, Ordering::Release, Ordering::Relaxed) {
+            // Release: what was done with the place happens before its next use. SeqCst: see `pop`.
+            match self.head.compare_exchange_weak(head, new, Ordering::SeqCst, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => head = now,
             }

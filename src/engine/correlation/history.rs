@@ -1,7 +1,7 @@
 //! Which of the latest requests completed: tells a duplicate answer from a late one.
 //!
-//! Remembers what became of the last `completed_history` hops, exactly: a place per number modulo the size,
-//! which a newer number takes over. A request has the number of its first hop. The place of a later hop says
+//! Remembers what became of the last `completed_history` hops, exactly: a place per number modulo the count of
+//! places, which a newer number takes over. A request has the number of its first hop. The place of a later hop says
 //! how far back its request's number is; the place of a request says whether it completed.
 
 use crate::base::ids::Ticket;
@@ -12,16 +12,20 @@ const BACK_BITS: u32 = 24;
 const BACK: u64 = (1 << BACK_BITS) - 1;
 
 pub(super) struct History {
+    /// A power of two of them, so that finding one needs no division.
     places: Box<[AtomicU64]>,
+    /// How many of the latest numbers are remembered; not more than there are places.
+    size: u64,
 }
 
 impl History {
     pub fn new(size: usize) -> Self {
-        Self { places: (0..size).map(|_| AtomicU64::new(0)).collect() }
+        let places = (0..size.next_power_of_two()).map(|_| AtomicU64::new(0)).collect();
+        Self { places, size: size as u64 }
     }
 
     fn place(&self, number: u64) -> &AtomicU64 {
-        &self.places[(number % self.places.len() as u64) as usize]
+        &self.places[number as usize & (self.places.len() - 1)]
     }
 
     /// Notes that request `number` (from 1) completed.
@@ -62,7 +66,7 @@ impl History {
 
     fn back(&self, generation: u64, latest: u64) -> Option<u64> {
         let age = latest.wrapping_sub(generation) % Ticket::GENERATIONS;
-        if age >= (self.places.len() as u64).min(latest) {
+        if age >= self.size.min(latest) {
             return None;
         }
         let number = latest - age;

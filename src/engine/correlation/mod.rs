@@ -181,7 +181,7 @@ impl Correlation {
     // ---- births ----
 
     /// Registers a request and opens its first hop.
-    #[inline]
+    #[inline(always)]
     pub fn register(&self, admission: &Admission) -> Result<Admitted, Refused> {
         let index = self.free.pop().ok_or(Refused::Full)?;
         let root = &self.roots[index as usize];

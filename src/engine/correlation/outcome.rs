@@ -4,6 +4,7 @@ use super::hop::Source;
 use crate::base::failure::{Cause, ExecutionClass, KilledFor, Rule};
 use crate::base::ids::GroupId;
 use crate::base::sync::{AtomicU64, Ordering};
+use crate::lane::BlockPlace;
 
 /// How a request ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,10 +18,8 @@ pub(crate) enum Outcome {
     Block {
         /// Whose.
         source: Source,
-        /// Where.
-        payload_at: u32,
-        /// Bytes.
-        len: u32,
+        /// Which.
+        block: BlockPlace,
     },
     /// A success terminal; the payload is kept beside the root.
     Heap,
@@ -47,7 +46,7 @@ impl OutcomeCell {
     pub fn put(&self, outcome: Outcome, group: GroupId, started: bool) {
         let (what, detail) = match outcome {
             Outcome::Inline { len } => (0, u64::from(len)),
-            Outcome::Block { source, payload_at, len } => {
+            Outcome::Block { source, block: BlockPlace { payload_at, len } } => {
                 let Source { lane, incarnation } = source;
                 debug_assert!(incarnation <= u64::from(u16::MAX));
                 let whose = u64::from(lane) << 32 | incarnation << 48;
@@ -71,8 +70,7 @@ impl OutcomeCell {
             0 => Outcome::Inline { len: detail as u32 },
             1 => Outcome::Block {
                 source: Source { lane: (what >> 32) as u16, incarnation: what >> 48 },
-                payload_at: (detail >> 32) as u32,
-                len: detail as u32,
+                block: BlockPlace { payload_at: (detail >> 32) as u32, len: detail as u32 },
             },
             2 => Outcome::Heap,
             3 => Outcome::Error { len: detail as u32 },
@@ -83,29 +81,13 @@ impl OutcomeCell {
     }
 }
 
-const RULES: [Rule; 11] = [
-    Rule::CommitWord,
-    Rule::Kind,
-    Rule::Status,
-    Rule::Flags,
-    Rule::PayloadLength,
-    Rule::PayloadPlace,
-    Rule::BlockHeld,
-    Rule::Ticket,
-    Rule::LastOutOfOrder,
-    Rule::ErrorPayload,
-    Rule::Edge,
-];
-
 /// A cause as one word: kind in the low half, number in the high half.
 pub(crate) fn cause_to_word(cause: Cause) -> u64 {
     let (kind, number) = match cause {
         Cause::Deadline => (0, 0),
         Cause::Exit(code) => (1, code as u32),
         Cause::Signal(signal) => (2, signal as u32),
-        Cause::Killed(KilledFor::Corruption(rule)) => {
-            (3, RULES.iter().position(|known| *known == rule).unwrap_or(0) as u32)
-        }
+        Cause::Killed(KilledFor::Corruption(rule)) => (3, rule as u32),
         Cause::Killed(KilledFor::ConnectionLost) => (4, 0),
         Cause::Killed(KilledFor::StopOverrun) => (5, 0),
         Cause::Stopped => (6, 0),
@@ -123,7 +105,7 @@ pub(crate) fn cause_from_word(word: u64) -> Cause {
         0 => Cause::Deadline,
         1 => Cause::Exit(number as i32),
         2 => Cause::Signal(number as i32),
-        3 => Cause::Killed(KilledFor::Corruption(RULES[number as usize % RULES.len()])),
+        3 => Cause::Killed(KilledFor::Corruption(Rule::ALL[number as usize % Rule::ALL.len()])),
         4 => Cause::Killed(KilledFor::ConnectionLost),
         5 => Cause::Killed(KilledFor::StopOverrun),
         6 => Cause::Stopped,
@@ -153,11 +135,14 @@ mod tests {
             Cause::Stopped,
             Cause::Execution { class: ExecutionClass::NoRoom, code: u32::MAX },
         ];
-        let corrupt = RULES.map(|rule| Cause::Killed(KilledFor::Corruption(rule)));
+        let corrupt = Rule::ALL.map(|rule| Cause::Killed(KilledFor::Corruption(rule)));
         let failed = causes.into_iter().chain(corrupt).map(Outcome::Failed);
         let others = [
             Outcome::Inline { len: 64 },
-            Outcome::Block { source: Source { lane: 7, incarnation: 4096 }, payload_at: 4097, len: u32::MAX },
+            Outcome::Block {
+                source: Source { lane: 7, incarnation: 4096 },
+                block: BlockPlace { payload_at: 4097, len: u32::MAX },
+            },
             Outcome::Heap,
             Outcome::Error { len: 8 },
             Outcome::Cancelled,
