@@ -24,6 +24,8 @@ program![
     handoff_e_01_a_timeout_names_the_group_that_it_met,
     reply_04_a_cancel_reaches_every_group,
     more_than_max_branches_fail_a_request,
+    parity_01_branches_that_have_ended_still_count,
+    flow_01_a_long_way_is_one_branch,
     flow_01_a_circle_ends_by_max_hops,
     handoff_e_04_an_error_names_its_group,
     handoff_e_02_a_death_ends_what_is_in_that_group,
@@ -315,6 +317,45 @@ fn more_than_max_branches_fail_a_request() {
             }
             stop(&engine);
         }
+    }
+}
+
+/// Whoever is slow: the node that emits, so that each branch has ended before the next begins, those that it emits
+/// to, so that all are open at once, or nobody.
+fn parity_01_branches_that_have_ended_still_count() {
+    for max_branches in [1, 3, 8] {
+        for engine in both(&fan(), |builder| builder.max_branches(max_branches)) {
+            for (emits, runs) in [("z2 >b ", ""), (">b ", "z2"), (">b ", "")] {
+                let before = engine.counters();
+                let words = |count| format!("a:{};b:{runs}", emits.repeat(count));
+                assert!(ask(&engine, "a", &words(max_branches)).wait().unwrap().is_empty());
+                let too_many = call_from_afar(&engine, "a", &words(max_branches + 1));
+                fails(too_many, "A", ExecutionClass::TooManyBranches);
+                settled(&engine);
+                let counters = engine.counters();
+                // The first has one that goes on with LAST; the second ends before that.
+                let forwarded = 2 * max_branches as u64 - 1;
+                assert_eq!(counters.forwarded - before.forwarded, forwarded, "{emits} {runs}");
+                assert_eq!(counters.late_output_drop - before.late_output_drop, 1, "{emits} {runs}");
+            }
+            // An answer behind an output ends the node's own branch; the output's is another.
+            let said = call_from_afar(&engine, "a", "a:>b =;b:");
+            match max_branches {
+                1 => fails(said, "A", ExecutionClass::TooManyBranches),
+                _ => assert_eq!(said.unwrap(), "a"),
+            }
+            settled(&engine);
+            stop(&engine);
+        }
+    }
+}
+
+fn flow_01_a_long_way_is_one_branch() {
+    let plan = apart(&["a", "b"]).edge("a", "b").edge("b", "a").max_hops(200);
+    for engine in both(&plan, |builder| builder.max_branches(1)) {
+        fails(call(&engine, "a", ""), "B", ExecutionClass::TooManyHops);
+        assert_eq!(engine.counters().forwarded, 200 - 1);
+        stop(&engine);
     }
 }
 

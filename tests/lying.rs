@@ -274,7 +274,7 @@ fn rule_commit_word() {
 }
 
 fn rule_kind() {
-    // Execute, pad, and what is none.
+    // Execute, and what is none.
     each_breaks(Rule::Kind, &["kind 1", "kind 5", "kind 0", "kind 255"]);
 }
 

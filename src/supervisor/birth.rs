@@ -26,6 +26,7 @@ use crate::base::waiting::Waiting;
 use crate::doorbell::{Connection, EngineSession, EngineTerms, Listener, Timing, Turn};
 use crate::lane::EngineEnd;
 use crate::os::child::{self, Exit, Spawned};
+use crate::os::owner::Owner;
 use crate::os::poll::{Poller, readable_within};
 use crate::os::socket::{self, Received, receive_within};
 use crate::os::{clock, random};
@@ -59,6 +60,8 @@ pub(crate) struct WorkerSpec<'a> {
     /// Its number in the plan: that of its lane.
     pub worker: u16,
     pub incarnation: u64,
+    /// The engine that starts it.
+    pub owner: Owner,
     /// Where its listener is opened.
     pub doorbell: Loopback,
     /// For development: in place of random bytes.
@@ -121,7 +124,8 @@ pub(crate) fn start(specs: &[WorkerSpec<'_>]) -> Result<(Vec<Started>, Capture),
     let prepared = specs.iter().map(Prepared::new).collect::<Result<Vec<_>, _>>()?;
     // From the first line on: what a worker prints while it builds its nodes must not hold it up, and if it
     // refuses to begin, it prints why. Declared before `births`, so that it is drained after the end of those.
-    let capture = Capture::start().map_err(|error| match specs.first() {
+    let owner = specs.first().map_or_else(Owner::new, |spec| spec.owner);
+    let capture = Capture::start(owner).map_err(|error| match specs.first() {
         Some(spec) => spec.system(StartStep::Spawn)(error),
         None => StartError::System { group: "?".into(), step: StartStep::Spawn, error },
     })?;

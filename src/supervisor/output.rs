@@ -7,10 +7,11 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{JoinHandle, ThreadId};
+use std::thread::JoinHandle;
 
 use crate::base::contain::contain;
 use crate::base::limits::{OUTPUT_LINE_BYTES, TAIL_LINES};
+use crate::os::owner::Owner;
 use crate::os::poll::{EventFd, Poller};
 
 /// Which stream a line came from.
@@ -125,20 +126,18 @@ impl Shared {
 }
 
 impl Capture {
-    /// The thread that calls the sinks.
-    pub fn thread_id(&self) -> Option<ThreadId> {
-        self.thread.as_ref().map(|thread| thread.thread().id())
-    }
-
-    /// Starts the thread; there is nothing to drain yet.
-    pub fn start() -> std::io::Result<Self> {
+    /// Starts the thread, which calls the sinks; there is nothing to drain yet.
+    pub fn start(owner: Owner) -> std::io::Result<Self> {
         let shared =
             Shared { poller: Poller::new()?, stop: EventFd::new()?, added: Mutex::new(Added::default()) };
         shared.poller.add(shared.stop.as_fd().as_fd(), STOP)?;
         let shared = Arc::new(shared);
         let run = {
             let shared = Arc::clone(&shared);
-            move || drain(&shared)
+            move || {
+                owner.adopt();
+                drain(&shared);
+            }
         };
         let thread = std::thread::Builder::new().name("handbell-output".into()).spawn(run)?;
         Ok(Self { shared, thread: Some(thread) })

@@ -6,6 +6,7 @@ pub mod bell;
 pub mod held;
 pub mod nodes;
 pub mod ordered;
+pub mod played;
 pub mod scripted;
 pub mod watch;
 
