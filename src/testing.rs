@@ -3,12 +3,13 @@
 //! [`Machine`] is the engine's books with time as an argument, [`Table`] their simplest form; [`Births`] starts the
 //! workers of a plan without an engine; [`by_hand`] goes through a birth step by step, at either side;
 //! [`serve_raw_if_worker`] makes a worker that is born like any other and may then write what it likes into its
-//! lane; [`doorbell`] is the control connection by itself; the rest addresses nodes that an honest
-//! plan does not have. Nothing in here is covered by the promise of stable interfaces.
+//! lane; [`doorbell`] is the control connection by itself; [`parts`] has what benches measure; the rest addresses nodes
+//! that an honest plan does not have. Nothing in here is covered by the promise of stable interfaces.
 
 mod births;
 pub mod by_hand;
 mod machine;
+pub mod parts;
 
 pub use births::{Births, Workers};
 pub use machine::{Ending, Entrances, Entry, LastMark, Machine, Passed, Peer, Tables, Taken};

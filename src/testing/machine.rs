@@ -104,6 +104,9 @@ pub struct Machine {
     correlation: Correlation,
 }
 
+/// Why no answer of a waiter is kept.
+const NO_RUN: &str = "the order of runs stands beside the table here: no waiter ends with its last branch";
+
 impl Machine {
     /// Empty ones.
     pub fn new(tables: Tables) -> Self {
@@ -238,6 +241,7 @@ impl Machine {
                 Judged::Ended
             }
             Ok(Verdict::Dropped) => Judged::Dropped,
+            Ok(Verdict::Candidate(_) | Verdict::Due(_)) => unreachable!("{NO_RUN}"),
             Err(rule) => Judged::Broke(rule),
         }
     }
@@ -260,6 +264,7 @@ impl Machine {
                 Passed::Ended
             }
             Ok(Passage::Dropped) => Passed::Dropped,
+            Ok(Passage::Due(_)) => unreachable!("{NO_RUN}"),
             Err(rule) => Passed::Broke(rule),
         }
     }

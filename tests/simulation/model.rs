@@ -19,6 +19,8 @@ pub struct Root {
     pub state: State,
     is_detached: bool,
     has_completed: bool,
+    /// So many it has had.
+    branches: usize,
     /// Its number in the run, if it is in one.
     pub input: Option<u64>,
 }
@@ -114,9 +116,10 @@ impl Model {
 
     // ---- the rules ----
 
-    /// One branch more than a request may have; `closing`: its parent ends with it.
+    /// One branch more than a request may have in its life; `closing`: its parent ends with it, and it goes on in
+    /// its place.
     fn is_one_too_many(&self, root: usize, closing: bool) -> bool {
-        self.open_hops(root).len() - usize::from(closing) >= self.tables.max_branches
+        !closing && self.roots[root].branches >= self.tables.max_branches
     }
 
     /// The rule by which a second terminal is a duplicate: its request completed, and neither that nor its hop has
@@ -187,6 +190,7 @@ impl Model {
             place,
             state: State::Open,
             is_detached: false,
+            branches: 1,
             has_completed: false,
             input,
         });
@@ -346,6 +350,7 @@ impl Model {
                 passed = self.fail(lane, root, ExecutionClass::TooManyBranches, groups.0, now_ns);
             } else {
                 self.hops[hop].is_open &= !is_last;
+                self.roots[root].branches += usize::from(!is_last);
                 self.counters[lane].forwarded += 1;
                 let slot = slot_given.ok_or("an output did not go on")?;
                 let is_theirs = slot / self.tables.max_branches as u32 == self.roots[root].place;
@@ -456,16 +461,13 @@ impl Model {
             Some(Cause::Deadline) => counters.expired += 1,
             Some(_) => counters.failed += 1,
         }
-        // What happened in a lane: at a hop there, in this life of its worker rather than in an earlier one.
-        let is_there = |hop: &usize| {
-            let asked = self.hops[*hop].peer;
-            place.is_none_or(|place| asked.is_some_and(|asked| asked.lane == place.lane))
-        };
-        let is_of_another_life = |hop: &usize| place.is_some() && self.hops[*hop].peer != place;
+        let lane_of = |peer: Option<Peer>| peer.map(|peer| peer.lane);
+        let is_there = |hop: &usize| place.is_none() || lane_of(self.hops[*hop].peer) == lane_of(place);
+        let is_of_another_life = |hop: usize| place.is_some() && self.hops[hop].peer != place;
         let open = self.open_hops(root);
-        // The oldest open one; between two hops of a path, the latest one.
-        let there = open.iter().copied().filter(is_there);
-        let failed = there.min_by_key(|hop| (is_of_another_life(hop), *hop)).or_else(|| {
+        // The oldest open one, rather of this life; between two hops of a path, the latest one.
+        let oldest = open.iter().copied().filter(is_there).min_by_key(|hop| (is_of_another_life(*hop), *hop));
+        let failed = oldest.or_else(|| {
             let is_left = |hop: &usize| {
                 self.hops[*hop].root == root && self.newest_in(self.hops[*hop].slot) == Some(*hop)
             };
@@ -498,7 +500,8 @@ impl Model {
             let hop = &self.hops[*hop];
             match has_successor {
                 true => hop.peer == Some(peer) && hop.position.is_some(),
-                false => hop.peer.is_some_and(|asked| asked.lane == peer.lane),
+                // What waits for one may have been asked of an earlier life.
+                false => hop.peer.is_some_and(|of| of.lane == peer.lane),
             }
         };
         let open = (0..self.roots.len()).filter(|root| self.is_open(*root));
