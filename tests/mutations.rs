@@ -20,7 +20,7 @@ struct Mutant {
 
 const SIMULATION: &[&str] = &["--test", "simulation"];
 
-const MUTANTS: [Mutant; 16] = [
+const MUTANTS: [Mutant; 17] = [
     Mutant {
         name: "first-terminal-wins",
         file: "src/engine/correlation/root.rs",
@@ -89,7 +89,14 @@ const MUTANTS: [Mutant; 16] = [
         file: "src/engine/link.rs",
         guard: "let _ = self.cause.compare_exchange(NO_CAUSE, word, Ordering::AcqRel, Ordering::Acquire);",
         without: "self.cause.store(word, Ordering::Release);",
-        tests: &["--test", "lying", "rule_"],
+        tests: &["--test", "supervision", "hung_01"],
+    },
+    Mutant {
+        name: "broken-rule-before-the-kernels-word",
+        file: "src/engine/link.rs",
+        guard: "let _ = self.cause.fetch_update(Ordering::AcqRel, Ordering::Acquire, outranked);",
+        without: "let _ = outranked(NO_CAUSE - 1);",
+        tests: &["--test", "lying", "--test", "failure_map"],
     },
     Mutant {
         name: "history-bound",
