@@ -17,8 +17,8 @@ use rustix::process::Signal;
 mod common;
 use common::watch::{self, marked};
 use common::{
-    Notices, Numbers, TOKEN, app, balanced, failure, far, kill, ms, number_from, started, token, transport,
-    until, worker_pid,
+    Notices, Numbers, TOKEN, app, balanced, engine_over, failure, far, kill, number_from, sent_within,
+    started, token, transport, until, worker_pid,
 };
 
 /// Set in a process that is an engine, to which.
@@ -200,13 +200,13 @@ const PAUSE_UNDER_LOAD: Duration = Duration::from_secs(8);
 fn is_paused() -> ! {
     let notices = Notices::default();
     let plan = Plan::new().group("g", ["echo", "sleep"]);
-    let builder = app().engine(plan).env(TOKEN, token()).on_worker_event(notices.listener());
+    let builder = engine_over(plan).on_worker_event(notices.listener());
     // Both are far shorter than the pause.
     let builder = builder.heartbeat_timeout(Duration::from_secs(3)).hung_after(Duration::from_secs(5));
     let (engine, echo) = started(builder, "echo");
     // Begun before the pause, behind its deadline all the while, and ended a good while after it.
     let sleep = engine.node("sleep").unwrap();
-    let running = engine.request(sleep).deadline(ms(500)).dispatch(b"12000").unwrap();
+    let running = sent_within(&engine, sleep, 500, b"12000");
     failure(running.wait().unwrap_err(), Category::Timeout);
     println!("{}", worker_pid(&engine));
     let mut line = String::new();

@@ -11,8 +11,8 @@ use rustix::process::Signal;
 
 mod common;
 use common::{
-    TOKEN, balanced, engine, failure, far, is_alive, kill, memory_engine, start, started, token, until,
-    worker_pid,
+    TOKEN, balanced, engine, failure, far, is_alive, kill, memory_engine, patiently, pause, start, started,
+    token, until, worker_pid,
 };
 
 /// Set in a process that plays a parent, to what it shall do.
@@ -111,8 +111,12 @@ fn stop_ipc_01_further_requests_are_refused_as_stopped() {
 }
 
 fn stop_ipc_02_a_node_that_never_returns_is_forced() {
-    let builder = engine(&["stuck", "echo"]).term_timeout(Duration::from_millis(50));
-    let (engine, stuck) = started(builder, "stuck");
+    patiently(50, |term_ms| forced_stop(Duration::from_millis(term_ms)));
+}
+
+/// Nothing if the machine is so slow that the worker was killed before it could obey.
+fn forced_stop(term_timeout: Duration) -> Option<()> {
+    let (engine, stuck) = started(engine(&["stuck", "echo"]).term_timeout(term_timeout), "stuck");
     let echo = engine.node("echo").unwrap();
     let running = engine.request(stuck).dispatch(b"").unwrap();
     until("the node runs", || testing::has_begun(&engine, 0));
@@ -127,19 +131,21 @@ fn stop_ipc_02_a_node_that_never_returns_is_forced() {
     });
     assert_eq!(report.cut_off, 3);
     assert_eq!(report.workers[0].mode, StopMode::Forced);
-    // It obeys though its node does not return: after half of term_timeout it ends without it.
-    assert_eq!(report.workers[0].cause, Cause::Exit(86), "{report:?}");
     assert!(!is_alive(report.workers[0].pid));
     let error = running.wait().unwrap_err();
     assert_eq!(error.to_string(), "remote handoff shut down for group 'g'");
     assert!(failure(error, Category::Shutdown).started());
     assert!(!failure(unstarted.wait().unwrap_err(), Category::Shutdown).started());
     balanced(&engine);
+    // It obeys though its node does not return: after half of term_timeout it ends without it.
+    let cause = report.workers[0].cause;
+    assert!([Cause::Exit(86), Cause::Signal(15), Cause::Signal(9)].contains(&cause), "{report:?}");
+    (cause == Cause::Exit(86)).then_some(())
 }
 
 fn stop_ipc_02_a_paused_worker_is_stopped() {
     let (engine, echo) = started(engine(&["echo"]).term_timeout(Duration::from_millis(50)), "echo");
-    kill(worker_pid(&engine), Signal::STOP);
+    pause(worker_pid(&engine));
     let pending = engine.request(echo).dispatch(b"").unwrap();
     let report = engine.stop(Drain::within(Duration::from_millis(20)));
     assert_eq!((report.cut_off, report.workers.len()), (1, 1));

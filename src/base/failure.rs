@@ -115,7 +115,7 @@ pub enum ExecutionClass {
     NoSuchEdge = 7,
     /// One request made more outputs than it may.
     TooManyOutputs = 8,
-    /// A request had more open branches than `max_branches`.
+    /// A request had more branches in its life than `max_branches`.
     TooManyBranches = 9,
     /// A request's path had more hops at an edge than its `max_hops`.
     TooManyHops = 10,

@@ -12,6 +12,7 @@ use super::in_order::InOrder;
 use super::local::{Local, Runner};
 use super::order::Reach;
 use super::revival::Recipe;
+use super::room::RoomWaiters;
 use super::seat::Seat;
 use super::shared::{Lane, Route, Shared, Workers};
 use super::stop::{Life, Parts};
@@ -261,6 +262,7 @@ impl Start<'_> {
             failure_listener: self.builder.failure_listener.clone(),
             listener: self.builder.listener.clone(),
             runner: Runner::default(),
+            room_waiters: RoomWaiters::default(),
         })
     }
 

@@ -85,6 +85,8 @@ impl Life {
         let shared = &self.shared;
         shared.stopping.store(true, Ordering::SeqCst);
         shared.links().for_each(|link| link.wake_everybody(&shared.correlation));
+        // For those who wait for room without a thread.
+        shared.bell.ring();
         let Some(parts) = self.parts.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return StopReport::default();
         };

@@ -163,9 +163,14 @@ impl Ward {
         }
         let ended_ns = self.connection_ended_ns.unwrap_or(u64::MAX);
         if now_ns >= ended_ns.saturating_add(END_GRACE_NS) && worker.exit().is_none() {
-            self.connection_ended_ns = None;
-            link.die(Cause::Killed(KilledFor::ConnectionLost));
-            worker.kill();
+            // How it ends will be told: killing it would only hide that. One that was told to end has the time that
+            // the stop gives it.
+            let is_ending = worker.is_ending();
+            self.connection_ended_ns = is_ending.then_some(now_ns);
+            if !is_ending && !self.has_left {
+                link.die(Cause::Killed(KilledFor::ConnectionLost));
+                worker.kill();
+            }
         }
         if now_ns >= self.liveness.next_ns() {
             self.judge(shared, &worker, now_ns);

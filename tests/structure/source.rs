@@ -41,7 +41,10 @@ fn gather(folder: &Path, paths: &mut Vec<PathBuf>) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for path in entries.map(|entry| entry.expect("a readable folder").path()) {
         if path.is_dir() {
-            gather(&path, paths);
+            // What a package outside of the workspace has built.
+            if !path.ends_with("target") {
+                gather(&path, paths);
+            }
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             paths.push(path);
         }

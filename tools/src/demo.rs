@@ -293,7 +293,7 @@ struct Demo<'s> {
     sink: Option<Sink>,
     sides: &'s [Side],
     /// Of each side. All stand at the same line after each step.
-    streams: Vec<Stream<'s>>,
+    streams: Vec<Stream>,
     tally: Tally,
     kept: Vec<Vec<u8>>,
 }

@@ -27,7 +27,7 @@ pub enum Exit {
     Execution = 8,
     /// A stop cut a line off.
     Shutdown = 9,
-    /// The profiles decided differently.
+    /// The profiles decided differently, or a measured reply is not what was asked for.
     Difference = 10,
     /// The ledger does not balance.
     Ledger = 11,
@@ -44,7 +44,7 @@ impl Exit {
         (Self::Timeout, "timeout: a line was not decided before its deadline"),
         (Self::Execution, "execution: a node failed"),
         (Self::Shutdown, "shutdown: a stop cut a line off"),
-        (Self::Difference, "the two profiles decided differently"),
+        (Self::Difference, "the two profiles decided differently, or a measured reply is wrong"),
         (Self::Ledger, "the ledger does not balance"),
     ];
 

@@ -1,6 +1,7 @@
 //! The `handbell` command: `demo` runs the load-limits plan in real child processes, `generate` makes input
-//! for it.
+//! for it, `bench` measures hand-offs on this machine.
 
+mod bench;
 mod demo;
 mod exit;
 mod generate;
@@ -30,15 +31,19 @@ struct Arguments {
 enum Command {
     /// Decide load limits line by line in child processes, and compare with the same in this process
     Demo(demo::DemoArgs),
+    /// Measure hand-offs on this machine, beside what the machine itself charges
+    Bench(bench::BenchArgs),
     /// Write input for the demonstration
     Generate(generate::GenerateArgs),
 }
 
 fn main() -> ExitCode {
-    let app = load_limits::nodes::app();
+    handbell_measure::serve_if_partner();
+    let app = bench::nodes::with_nodes(load_limits::nodes::app());
     app.serve_if_worker();
     let exit = match Arguments::try_parse() {
         Ok(Arguments { command: Command::Demo(args) }) => demo::run(&app, &args),
+        Ok(Arguments { command: Command::Bench(args) }) => bench::run(&app, &args),
         Ok(Arguments { command: Command::Generate(args) }) => generate::run(&args),
         Err(error) => answer(&error),
     };

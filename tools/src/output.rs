@@ -10,6 +10,7 @@ const BUFFER_BYTES: usize = 64 << 10;
 
 /// An open output.
 pub struct Sink {
+    field: &'static str,
     name: String,
     /// Buffered: flush it before waiting for anything.
     pub writer: BufWriter<Box<dyn Write>>,
@@ -19,7 +20,12 @@ impl Sink {
     /// Opens the output called `name`, `-` for standard output. Refuses the file that `input` is, before a
     /// byte of it is lost.
     pub fn open(name: &str, input: Option<&Metadata>) -> Result<Self, Problem> {
-        let refused = |rule: String| Problem::field(Exit::Output, "output", name, rule);
+        Self::open_as("output", name, input)
+    }
+
+    /// The same, stated as `field`.
+    pub fn open_as(field: &'static str, name: &str, input: Option<&Metadata>) -> Result<Self, Problem> {
+        let refused = |rule: String| Problem::field(Exit::Output, field, name, rule);
         let writer: Box<dyn Write> = if name == "-" {
             // Appending to the input would feed the run with its own decisions.
             let stdout =
@@ -49,21 +55,25 @@ impl Sink {
             }
             Box::new(file)
         };
-        Ok(Self { name: name.to_owned(), writer: BufWriter::with_capacity(BUFFER_BYTES, writer) })
+        Ok(Self { field, name: name.to_owned(), writer: BufWriter::with_capacity(BUFFER_BYTES, writer) })
     }
 
     /// What a failed write means.
     pub fn problem(&self, error: &io::Error) -> Problem {
-        write_problem(&self.name, error)
+        problem_with(self.field, &self.name, error)
     }
 }
 
 /// What a failed write to `name` means.
 pub fn write_problem(name: &str, error: &io::Error) -> Problem {
+    problem_with("output", name, error)
+}
+
+fn problem_with(field: &str, name: &str, error: &io::Error) -> Problem {
     let rule = if error.kind() == io::ErrorKind::BrokenPipe {
         "its reader must stay until the end (the pipe is closed)".to_owned()
     } else {
         format!("must take all that is written ({error})")
     };
-    Problem::field(Exit::Output, "output", name, rule)
+    Problem::field(Exit::Output, field, name, rule)
 }
