@@ -20,7 +20,7 @@ struct Mutant {
 
 const SIMULATION: &[&str] = &["--test", "simulation"];
 
-const MUTANTS: [Mutant; 15] = [
+const MUTANTS: [Mutant; 16] = [
     Mutant {
         name: "first-terminal-wins",
         file: "src/engine/correlation/root.rs",
@@ -71,6 +71,13 @@ const MUTANTS: [Mutant; 15] = [
         tests: SIMULATION,
     },
     Mutant {
+        name: "sweep-of-former-lives",
+        file: "src/engine/correlation/ends.rs",
+        guard: "false => hop.lane() == Some(source.lane),",
+        without: "false => hop.is_asked_of(source),",
+        tests: SIMULATION,
+    },
+    Mutant {
         name: "sweep-of-the-reply-ring",
         file: "src/engine/ward.rs",
         guard: "        read_to_the_end(shared, link);\n",
@@ -87,8 +94,8 @@ const MUTANTS: [Mutant; 15] = [
     Mutant {
         name: "history-bound",
         file: "src/engine/correlation/history.rs",
-        guard: "if age >= (self.places.len() as u64).min(latest) {",
-        without: "if age >= latest {",
+        guard: "if age >= self.size.min(latest) {",
+        without: "if age >= (self.size + 1).min(latest) {",
         tests: SIMULATION,
     },
     Mutant {

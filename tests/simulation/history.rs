@@ -156,6 +156,7 @@ impl History {
                 }
             }
             _ => match self.some_lane(|lane| !lane.is_live && !lane.is_lost) {
+                Some(lane) if self.one_in(6) => self.give_up_on(lane),
                 Some(lane) => self.revive(lane),
                 None => Ok(()),
             },
@@ -447,6 +448,7 @@ impl History {
         same("counters", counters, self.model.counters.clone())?;
         let audit = self.machine.audit();
         same("tables", audit, self.model.audit())?;
+        same("requests that wait for nothing", self.model.forgotten(), Vec::new())?;
         same("the ledger balances", sum.balances(audit.in_flight), true)?;
         let deadlines =
             self.model.roots.iter().filter(|root| root.state == State::Open && root.deadline_ns != 0);

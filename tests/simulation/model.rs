@@ -493,7 +493,8 @@ impl Model {
         due
     }
 
-    /// Open roots with a hop that a dead worker owes.
+    /// Open roots with a hop that a dead worker owes: of this life, and sent; without a successor, all that is asked
+    /// of its lane.
     pub fn owed_by(&self, peer: Peer, has_successor: bool) -> Vec<usize> {
         let is_owed = |hop: &usize| {
             let hop = &self.hops[*hop];
@@ -573,6 +574,12 @@ impl Model {
             ids_in_flight: with_id.count() as u64,
             open_hops: open.iter().map(|root| self.open_hops(*root).len() as u64).sum(),
         }
+    }
+
+    /// Open roots of which nothing can come any more: they would wait for ever.
+    pub fn forgotten(&self) -> Vec<usize> {
+        let open = (0..self.roots.len()).filter(|root| self.is_open(*root));
+        open.filter(|root| self.open_hops(*root).is_empty()).collect()
     }
 
     pub fn newest_events(&self) -> &[Event] {

@@ -203,6 +203,13 @@ impl History {
         Ok(())
     }
 
+    /// There is to be no successor after all.
+    pub fn give_up_on(&mut self, lane: usize) -> Step {
+        self.note(format_args!("lane {lane} stays dead"));
+        self.lanes[lane].is_lost = true;
+        self.end_lane(lane, false, Cause::Exit(3))
+    }
+
     pub fn revive(&mut self, lane: usize) -> Step {
         let seat = &mut self.lanes[lane];
         seat.peer.incarnation += 1;
