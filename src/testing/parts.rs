@@ -14,35 +14,41 @@ use crate::os::map::Mapping;
 use crate::os::memfd;
 use crate::plan::plan::Plan;
 use crate::shm::arena::Arena;
-use crate::shm::ring::{Look, OwnRing};
+use crate::shm::ring::{Look, OwnRing, PeerRing};
 use crate::shm::view::View;
 use crate::wire::envelope::Envelope;
 
 const PAGE_BYTES: usize = 4096;
 
-fn view(bytes: usize) -> View {
+/// Memory of so many bytes, mapped writable and read-only.
+fn views(bytes: usize) -> (View, View) {
     let bytes = bytes.next_multiple_of(PAGE_BYTES);
     let memory = memfd::create("handbell-part", bytes as u64).expect("memory is left");
-    View::new(Mapping::writable(memory.as_fd(), bytes).expect("it can be mapped"))
+    let own = Mapping::writable(memory.as_fd(), bytes).expect("it can be mapped");
+    let peer = Mapping::read_only(memory.as_fd(), bytes).expect("it can be mapped");
+    (View::new(own), View::new(peer))
 }
 
 /// A ring that is written and read by one thread, so that no line leaves its processor.
 pub struct Ring {
-    view: View,
-    ring: OwnRing,
+    own: OwnRing,
+    peer: PeerRing,
+    segment: View,
     position: u64,
 }
 
 impl Ring {
     /// So many slots of so many bytes.
     pub fn new(slots: usize, slot_bytes: usize) -> Self {
-        let view = view(slots * slot_bytes);
-        Self { ring: OwnRing::in_segment(view.clone(), 0, slot_bytes, slots), view, position: 0 }
+        let (own, peer) = views(slots * slot_bytes);
+        let segment = peer.clone();
+        let own = OwnRing::in_segment(own, 0, slot_bytes, slots);
+        Self { own, peer: PeerRing::in_segment(peer, 0, slot_bytes, slots), segment, position: 0 }
     }
 
     /// Writes and commits the next frame.
     pub fn write(&mut self, envelope: Envelope, payload: &[u8]) {
-        let place = self.ring.place(self.position);
+        let place = self.own.place(self.position);
         place.slot.copy_in(payload);
         let [_, words @ ..] = envelope.to_words();
         place.publish(words);
@@ -50,12 +56,12 @@ impl Ring {
 
     /// Reads that frame, and goes on to the next position.
     pub fn read(&mut self, payload: &mut [u8]) -> Option<Envelope> {
-        let place = self.ring.place(self.position);
+        let place = self.peer.place(self.position);
         if place.look() != Look::Ready {
             return None;
         }
         let envelope = place.envelope();
-        self.view.copy_out(self.ring.inline_at(self.position), payload);
+        self.segment.copy_out(self.peer.inline_at(self.position), payload);
         self.position += 1;
         Some(envelope)
     }
@@ -67,7 +73,7 @@ pub struct Blocks(Arc<Arena>);
 impl Blocks {
     /// Of so many bytes.
     pub fn new(bytes: usize) -> Self {
-        Self(Arc::new(Arena::new(view(bytes), 0, bytes)))
+        Self(Arc::new(Arena::new(views(bytes).0, 0, bytes)))
     }
 
     /// Takes a block, hands it over, and gets it back; whether there was room.

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
@@ -12,11 +11,22 @@ mod common;
 use common::{Folder, GROUPS, decisions, handbell, run, text, watched};
 
 const LINES: usize = 5_000;
-/// Of decisions; those of 256 lines, which may be on their way, are a third of it.
-const ENOUGH_BYTES: u64 = 40_000;
 
-/// The workers, in the order of their birth; a successor stands behind all others.
+/// The workers, in the order of their birth; a successor stands behind all others. The kernel's list may lack some
+/// while others come and go, so it is read until all are there, twice.
 fn workers(engine: u32) -> Vec<i32> {
+    let mut before = Vec::new();
+    loop {
+        let now = listed(engine);
+        if now.len() == GROUPS.len() && now == before {
+            return now;
+        }
+        before = now;
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn listed(engine: u32) -> Vec<i32> {
     let tasks = fs::read_dir(format!("/proc/{engine}/task")).expect("it runs");
     let children = tasks.flatten().map(|task| fs::read_to_string(task.path().join("children")));
     let children: String = children.map(|children| children.unwrap_or_default()).collect();
@@ -29,43 +39,37 @@ fn with_a_worker_killed(group: &str, lines: &[u8], output: &str) -> (Output, [i3
     let child = handbell(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = child.expect("the command starts");
     let mut stdin = child.stdin.take().expect("piped");
-    let written = || fs::metadata(output).map_or(0, |file| file.len());
+    let decided = || fs::read(output).unwrap_or_default().iter().filter(|byte| **byte == b'\n').count();
+    let until = |count: usize| {
+        while decided() < count {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    let mut lines = lines.split_inclusive(|byte| *byte == b'\n');
+    let mut some = || lines.by_ref().take(LINES / 5).collect::<Vec<_>>().concat();
     let mut killed = [0; 2];
     let mut born = Vec::new();
-    // The input never ends before both have been killed.
-    for (part, killed) in lines.chunks(lines.len() / 3 + 1).zip(killed.iter_mut().map(Some).chain([None])) {
-        let (first, second) = part.split_at(part.len() / 2);
+    for (round, killed) in killed.iter_mut().enumerate() {
         std::thread::scope(|scope| {
-            let stdin = &mut stdin;
-            let feeds = scope.spawn(move || {
-                stdin.write_all(first).expect("it reads");
-                stdin.write_all(second).expect("it reads");
-            });
-            let before = written();
-            // More than the window's worth: the successor has served, or the next kill would only end its birth.
-            while written() < before + ENOUGH_BYTES {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            if let Some(killed) = killed {
-                let now = workers(child.id());
-                // The worker of the group, or the successor that came last.
-                let place = GROUPS.iter().position(|name| *name == group).expect("a group");
-                let pid = match born.is_empty() {
-                    true => now[place],
-                    false => *now.iter().find(|pid| !born.contains(*pid)).expect("the successor"),
-                };
-                *killed = pid;
-                born = now;
-                kill_process(Pid::from_raw(pid).expect("a pid"), Signal::KILL).expect("it is ours");
-                feeds.join().expect("it reads on");
-                // Gone, and another one there.
-                while Path::new(&format!("/proc/{pid}")).exists() || workers(child.id()).len() < GROUPS.len()
-                {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-            }
+            let (stdin, bytes) = (&mut stdin, some());
+            let feeds = scope.spawn(move || stdin.write_all(&bytes).expect("it reads"));
+            until(round * 2 * (LINES / 5) + 100);
+            let now = workers(child.id());
+            // The worker of the group, or the successor that came last.
+            let place = GROUPS.iter().position(|name| *name == group).expect("a group");
+            *killed = match born.is_empty() {
+                true => now[place],
+                false => *now.iter().find(|pid| !born.contains(*pid)).expect("the successor"),
+            };
+            born = now;
+            kill_process(Pid::from_raw(*killed).expect("a pid"), Signal::KILL).expect("it is ours");
+            feeds.join().expect("it reads on");
         });
+        // None of these is decided without the successor. The last line waits for its end.
+        stdin.write_all(&some()).expect("it reads on");
+        until((round + 1) * 2 * (LINES / 5) - 1);
     }
+    stdin.write_all(&lines.collect::<Vec<_>>().concat()).expect("it reads on");
     drop(stdin);
     (child.wait_with_output().expect("it ends"), killed)
 }

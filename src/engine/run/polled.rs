@@ -15,8 +15,8 @@ where
     /// or once there is room for the next input. Only the latest waker is. Never waits; but the inputs' iterator and
     /// the key are called in it.
     ///
-    /// Where inputs come by themselves ([`RunBuilder::ask_again`]), `None` says that there is none for now, and
-    /// nothing wakes when there is: poll again then.
+    /// Where inputs come by themselves (see [`ask_again`](crate::RunBuilder::ask_again)), `None` says that there is
+    /// none for now, and nothing wakes when there is: poll again then.
     ///
     /// A stream of any kind is made of it in one line:
     ///
