@@ -115,6 +115,14 @@ impl InOrder {
         Some(taken)
     }
 
+    /// The input that the hop with this ticket belongs to has ended otherwise than by its frames, of which none may
+    /// come any more: the others need not wait until its owner takes it.
+    pub fn end_input_of(&self, shared: &Shared, ticket: Ticket, wakes: &mut Wakes) {
+        let order = &mut self.lock().order;
+        end_input_of(shared, order, ticket.0);
+        hand_on_held(shared, order, wakes);
+    }
+
     /// The input's request has ended, and its owner is about to take it: its frames leave.
     pub fn end_input(&self, shared: &Shared, input: u64, wakes: &mut Wakes) {
         let State { order, answers } = &mut *self.lock();
@@ -142,7 +150,10 @@ fn hand_on(
     let mut newcomer = Some(branch);
     while let Some(held) = order.next() {
         match newcomer.take_if(|branch| branch.ticket == held.ticket) {
-            Some(branch) => shared.hand_on(branch, held.onward, payload, wakes),
+            Some(branch) => {
+                shared.hand_on(branch, held.onward, payload, wakes);
+                leave_if_ended(shared, order, &held);
+            }
             None => hand_on_one(shared, order, &held, wakes),
         }
     }
@@ -165,12 +176,27 @@ fn hand_on_one(shared: &Shared, order: &mut Order<Held>, held: &Held, wakes: &mu
             let payload = held.payload.as_deref().unwrap_or_default();
             shared.hand_on(branch, held.onward, Carried::Heap(payload), wakes);
             shared.forward_gone(payload);
+            leave_if_ended(shared, order, held);
         }
         None => {
             put_down(shared, held);
             // Its root has ended; who stands behind it need not wait for it.
             order.end(held.ticket.0);
         }
+    }
+}
+
+/// What is handed on to a group that nobody serves any more ends its input.
+fn leave_if_ended(shared: &Shared, order: &mut Order<Held>, held: &Held) {
+    if !shared.correlation.is_open(held.root) {
+        end_input_of(shared, order, held.ticket.0);
+    }
+}
+
+/// The frames of the input that the hop with this ticket belongs to leave.
+fn end_input_of(shared: &Shared, order: &mut Order<Held>, ticket: u64) {
+    if let Some(input) = order.input_of(ticket) {
+        order.end_input(input).iter().for_each(|held| put_down(shared, held));
     }
 }
 

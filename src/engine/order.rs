@@ -208,9 +208,9 @@ impl<T> Order<T> {
         true
     }
 
-    /// The input of an executing frame.
+    /// The input of a live frame.
     pub fn input_of(&self, id: u64) -> Option<u64> {
-        self.executing(id).map(|slot| self.slots[slot as usize].input)
+        self.ids.get(&id).map(|slot| self.slots[*slot as usize].input)
     }
 
     /// The executing frame `id` emits nothing more. Without effect if no such frame executes.

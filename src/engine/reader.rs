@@ -281,10 +281,16 @@ impl Shared {
         }
     }
 
-    /// [`Shared::after_all`] and the waking.
+    /// [`Shared::after_all`] and the waking; what stands in a run makes way. Without a run's lock.
     pub fn after(&self, ended: impl IntoIterator<Item = EndedRoot>) {
         let mut wakes = Wakes::new();
-        self.after_all(ended.into_iter().collect(), &mut wakes);
+        let ended: Vec<EndedRoot> = ended.into_iter().collect();
+        let run_of = |root: &EndedRoot| Some((self.order_of(root.index)?, root.hop?));
+        let runs: Vec<_> = ended.iter().filter_map(run_of).collect();
+        self.after_all(ended, &mut wakes);
+        for (run, hop) in runs {
+            run.end_input_of(self, hop, &mut wakes);
+        }
         self.wake(wakes);
     }
 

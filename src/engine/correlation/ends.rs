@@ -335,8 +335,9 @@ impl Correlation {
         let placed = failed.and_then(Hop::placed);
         let begun = placed.is_some_and(|(source, position)| started(source, position));
         let frames = self.open_hops(key).filter_map(Hop::placed).collect();
+        let hop = self.open_hop(key);
         let aftermath = self.finish(key.index, outcome, group, begun, now_ns);
-        Some(EndedRoot { index: key.index, aftermath, frames })
+        Some(EndedRoot { index: key.index, aftermath, frames, hop })
     }
 
     /// Ends every root whose deadline has passed, in the order of deadlines, ties in the order of

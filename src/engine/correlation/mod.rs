@@ -128,6 +128,8 @@ pub(crate) struct EndedRoot {
     pub aftermath: Aftermath,
     /// Where each frame of it stands that has been sent and not ended, to be cancelled there.
     pub frames: Vec<(Source, u64)>,
+    /// One of its hops that had not ended, for the run that it belongs to.
+    pub hop: Option<Ticket>,
 }
 
 /// A look at the tables themselves, beside the counters.
@@ -415,6 +417,14 @@ impl Correlation {
         let first = key.index as usize * self.sizes.max_branches;
         let entries = &self.hops[first..first + self.sizes.max_branches];
         entries.iter().filter(move |hop| hop.is_since(key.generation))
+    }
+
+    /// One of the root's hops that have not ended.
+    fn open_hop(&self, key: RootKey) -> Option<Ticket> {
+        let entry = self.roots[key.index as usize].open_branches(key.generation).trailing_zeros();
+        let slot = key.index * self.sizes.max_branches as u32 + entry;
+        let hop = self.hops.get(slot as usize).filter(|_| entry < u64::BITS)?;
+        hop.is_open_since(key.generation).then(|| Ticket::new(slot, hop.generation()))
     }
 
     /// The root's hops that have not ended.
