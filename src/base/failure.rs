@@ -147,7 +147,7 @@ impl ExecutionClass {
 pub enum Cause {
     /// The deadline passed.
     Deadline,
-    /// The worker ended by itself with this code.
+    /// The worker ended by itself with this code; -1: another part of the program has taken its exit status.
     Exit(i32),
     /// A signal ended the worker.
     Signal(i32),

@@ -157,8 +157,8 @@ impl EngineBuilder {
         self
     }
 
-    /// Who is told of what happens to workers: a start, silence, a crash, a stop. Called by one thread at a time, the
-    /// engine's own from the start on. A panic in it is caught; blocking in it holds up the supervision.
+    /// Who is told of what happens to workers: a start, silence, a crash, a stop. Called by the
+    /// engine's threads, by several at a time while successors are born side by side. A panic in it is caught; blocking in it holds up the supervision.
     pub fn on_worker_event(mut self, listener: impl Fn(&WorkerNotice) + Send + Sync + 'static) -> Self {
         self.listener = Some(Arc::new(listener));
         self

@@ -296,8 +296,8 @@ impl Ward {
     ) {
         let now_ns = clock::monotonic_ns();
         self.succession = Succession::None;
-        let Some((lane, worker)) = result.ok().and_then(|revived| self.take_on(revived, poller, token))
-        else {
+        let taken_on = result.ok().and_then(|revived| self.take_on(shared, revived, poller, token));
+        let Some((lane, worker)) = taken_on else {
             let stopping = shared.stopping_workers.load(Ordering::SeqCst);
             match self.lives.after_death(now_ns).filter(|_| !stopping) {
                 Some(due_ns) => self.succession = Succession::DueAt(due_ns),
@@ -313,7 +313,8 @@ impl Ward {
         self.oom_kills = limits::oom_kills();
         shared.workers.lock().living.insert(self.lane, Arc::clone(&worker));
         if shared.stopping_workers.load(Ordering::SeqCst) {
-            worker.tell_to_stop();
+            // It has served nothing, and whoever stops the workers may have found none and be gone.
+            worker.kill();
         }
         self.tell(shared, WorkerEvent::Restarted);
         // Behind a full fence: who looked for room at the former life, or queued for this one, is found.
@@ -335,13 +336,20 @@ impl Ward {
     }
 
     /// Watches a worker that is ready; one that cannot be watched is ended.
-    fn take_on(&mut self, revived: Revived, poller: &Poller, token: u64) -> Option<(EngineEnd, Arc<Worker>)> {
+    fn take_on(
+        &mut self,
+        shared: &Shared,
+        revived: Revived,
+        poller: &Poller,
+        token: u64,
+    ) -> Option<(EngineEnd, Arc<Worker>)> {
         let Revived { started, capture } = revived;
         let worker = self.worker.insert(Arc::new(started.worker));
         let worker = Arc::clone(worker);
         if self.watch(poller, token).is_err() {
-            self.worker = None;
             worker.end();
+            self.tell(shared, WorkerEvent::Stopped { gracefully: false });
+            self.worker = None;
             poller.remove(worker.pidfd());
             poller.remove(worker.socket());
             return None;

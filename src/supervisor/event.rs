@@ -52,7 +52,7 @@ pub struct WorkerNotice {
     pub event: WorkerEvent,
 }
 
-/// Takes the notices; called by one thread at a time. A panic in it is caught; blocking in it holds up the
+/// Takes the notices; called by several threads, at the same time while successors are born. A panic in it is caught; blocking in it holds up the
 /// supervision of all workers.
 pub(crate) type Listener = Arc<dyn Fn(&WorkerNotice) + Send + Sync>;
 

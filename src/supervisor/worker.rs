@@ -9,6 +9,8 @@ use crate::os::child::{self, Exit};
 use crate::os::poll::readable_within;
 use crate::os::{clock, socket};
 
+/// The end of a worker whose exit status somebody else has taken.
+const TAKEN: Exit = Exit::Code(-1);
 /// SIGTERM and SIGCONT; the numbers are the same on every processor that this crate supports.
 const SIGTERM: i32 = 15;
 const SIGCONT: i32 = 18;
@@ -194,8 +196,19 @@ impl Worker {
     }
 
     /// How it ended, if it has; it stays unreaped, so that its group can still be killed.
+    ///
+    /// Where somebody else of this program has taken its end (a thread that waits for any child, or an ignored
+    /// SIGCHLD), nobody knows how: it counts as [`TAKEN`].
     pub fn exit(&self) -> Option<Exit> {
-        child::exit_of(self.pidfd()).ok().flatten()
+        match child::exit_of(self.pidfd()) {
+            Ok(exit) => exit,
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {
+                // Its number may be somebody else's by now.
+                *self.reaped() = true;
+                Some(TAKEN)
+            }
+            Err(_) => None,
+        }
     }
 
     /// Kills it and its group, waits for its end and reaps it.

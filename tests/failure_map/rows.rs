@@ -291,7 +291,12 @@ pub fn all() -> Vec<Row> {
             worker_ends("the worker exits", "exit", b"5", Cause::Exit(5)),
             worker_ends("it aborts", "abort", b"", signal(6)),
             worker_ends("it violates its memory", "segv", b"", signal(11)),
-            worker_ends("it is killed, as by the kernel for want of memory", "stuck", b"", signal(9)),
+            worker_ends(
+                "it is killed from outside (`OutOfMemory` if the kernel did it for want of memory)",
+                "stuck",
+                b"",
+                signal(9),
+            ),
             no_successor(),
         ];
         (slow.map(|row| row.join().expect("the row is as it must be")), rows)
