@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use handbell::{App, Deadline, Drain, EventBell, Pending, Plan};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::io::retry_on_intr;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 const BELL: u64 = 0;
@@ -49,7 +50,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut events = Vec::with_capacity(8);
     while !pending.is_empty() {
         events.clear();
-        epoll::wait(&loop_, rustix::buffer::spare_capacity(&mut events), None)?;
+        retry_on_intr(|| epoll::wait(&loop_, rustix::buffer::spare_capacity(&mut events), None))?;
         for event in &events {
             if event.data.u64() == BELL {
                 bell.clear();

@@ -1,29 +1,27 @@
 //! For tests only: what the public way rightly keeps shut.
 //!
-//! [`Table`] is the correlation table with time as an argument; [`Births`] starts the workers of a plan without
-//! an engine; [`by_hand`] goes through a birth step by step, at either side; [`serve_raw_if_worker`] makes a worker
-//! that is born like any other and may then write what it likes into its lane; [`doorbell`] is the control connection
-//! by itself; [`parts`] has what benches measure; the rest addresses nodes that an honest plan does not have. Nothing
-//! in here is covered by the promise of stable interfaces.
+//! [`Machine`] is the engine's books with time as an argument, [`Table`] their simplest form; [`Births`] starts the
+//! workers of a plan without an engine; [`by_hand`] goes through a birth step by step, at either side;
+//! [`serve_raw_if_worker`] makes a worker that is born like any other and may then write what it likes into its
+//! lane; [`doorbell`] is the control connection by itself; [`parts`] has what benches measure; the rest addresses nodes
+//! that an honest plan does not have. Nothing in here is covered by the promise of stable interfaces.
 
 mod births;
 pub mod by_hand;
+mod machine;
 pub mod parts;
 
-use crate::base::sync::{AtomicU64, Ordering, fence};
-
 pub use births::{Births, Workers};
+pub use machine::{Ending, Entrances, Entry, LastMark, Machine, Passed, Peer, Tables, Taken};
 
 pub use crate::wire::envelope::{Envelope, flags, kind, status};
 
 use crate::app::App;
 use crate::base::failure::{Cause, ExecutionClass, Rule};
-use crate::base::ids::{GroupId, Identity, NodeId, Ticket, TraceId};
-use crate::engine::correlation::{
-    Admission, Admitted, Correlation, EndedRoot, Outcome, Phase, Refused, Sizes, Source, Verdict,
-};
+use crate::base::ids::{Identity, NodeId, Ticket, TraceId};
+use crate::engine::correlation::Admitted;
 use crate::engine::{Audit, Counters, Engine, EngineBuilder, Event};
-use crate::lane::{Incoming, LastMark, WorkerEnd};
+use crate::lane::{Incoming, WorkerEnd};
 use crate::shm::view::{Memory, View};
 use crate::wire::error;
 use crate::wire::geometry::Geometry;
@@ -217,9 +215,10 @@ pub fn error_payload(class: ExecutionClass, code: u32, text: &str) -> Vec<u8> {
 
 // ---- the correlation table ----
 
-/// The correlation table as a state machine: one lane, one incarnation, time as an argument.
+/// The correlation table as a state machine: one lane, one incarnation, time as an argument. [`Machine`] has more
+/// of both.
 pub struct Table {
-    correlation: Correlation,
+    machine: Machine,
 }
 
 /// A registered waiter.
@@ -302,105 +301,62 @@ pub enum Judged {
     Broke(Rule),
 }
 
-const SOURCE: Source = Source { lane: 0, incarnation: 1 };
+const PEER: Peer = Peer { lane: 0, incarnation: 1 };
 const CELL_BYTES: usize = 192;
 
 impl Table {
     /// A table with so many places, branches and remembered requests.
     pub fn new(roots: usize, max_branches: usize, completed_history: usize) -> Self {
-        let sizes = Sizes { roots, max_branches, completed_history, lanes: 1, inline_bytes: CELL_BYTES };
-        Self { correlation: Correlation::new(sizes, 1) }
+        Self { machine: Machine::new(Tables { roots, max_branches, completed_history, lanes: 1 }) }
     }
 
     /// Registers a waiter; a deadline of 0 is none.
     pub fn register(&self, identity: Identity, deadline_ns: u64) -> Result<Waiter, NotRegistered> {
-        let admission = Admission { identity, deadline_ns, home: 0, target: Some(SOURCE), group: GroupId(0) };
-        let admitted = self.correlation.register(&admission).map_err(|refused| match refused {
-            Refused::Full => NotRegistered::Full,
-            Refused::TraceInFlight => NotRegistered::TraceInFlight,
-        })?;
-        fence(Ordering::SeqCst);
-        self.correlation.published(admitted.root, deadline_ns);
-        let identity = Identity { trace_id: admitted.trace_id, ..identity };
-        Ok(Waiter { admitted, identity })
+        self.machine.register(&Entry { identity, deadline_ns, home: 0, target: Some(PEER), group: 0 })
     }
 
     /// Judges a frame with these payload bytes; its LAST flag counts as in order.
     pub fn frame(&self, envelope: &Envelope, payload: &[u8], now_ns: u64) -> Judged {
         let last = if envelope.flags & flags::LAST == 0 { LastMark::No } else { LastMark::Ended };
-        let len = payload.len().min(CELL_BYTES);
-        let outcome = match envelope.status {
-            status::ERROR => Outcome::Error { len: len as u32 },
-            _ => Outcome::Inline { len: len as u32 },
-        };
-        let fill = |cell: &[AtomicU64]| {
-            for (word, bytes) in cell.iter().zip(payload[..len].chunks(8)) {
-                let mut value = [0; 8];
-                value[..bytes.len()].copy_from_slice(bytes);
-                word.store(u64::from_le_bytes(value), Ordering::Relaxed);
-            }
-        };
-        match self.correlation.frame(SOURCE, envelope, last, outcome, now_ns, fill) {
-            Ok(Verdict::Ended(..)) => Judged::Ended,
-            Ok(Verdict::Dropped) => Judged::Dropped,
-            Err(rule) => Judged::Broke(rule),
-        }
+        self.machine.frame(PEER, envelope, last, payload, now_ns)
     }
 
     /// Gives a waiter up; whether that ended it.
     pub fn cancel(&self, waiter: &Waiter, now_ns: u64) -> bool {
-        let root = waiter.admitted.root;
-        self.correlation.end(root, None, Outcome::Cancelled, now_ns, |_, _| false).is_some()
+        self.machine.end(waiter, None, now_ns, |_, _| false).is_some()
     }
 
     /// Ends what is due; the ids in the order in which they ended.
     pub fn expire(&self, now_ns: u64) -> Vec<TraceId> {
-        self.ids(self.correlation.expire(now_ns, |_, _| false))
+        ids(self.machine.expire(now_ns, |_, _| false))
     }
 
     /// Ends everything; the ids in the order in which they ended.
     pub fn end_all(&self, cause: Cause, now_ns: u64) -> Vec<TraceId> {
-        self.ids(self.correlation.end_all_of(SOURCE, false, cause, now_ns, |_, _| false))
-    }
-
-    fn ids(&self, ended: Vec<EndedRoot>) -> Vec<TraceId> {
-        ended.iter().map(|root| self.correlation.identity(root.index).trace_id).collect()
+        ids(self.machine.end_all_of(PEER, false, cause, now_ns, |_, _| false))
     }
 
     /// How the waiter ended, if it has; its place is free then. Call it again only after `None`.
     pub fn take(&self, waiter: &Waiter) -> Option<End> {
-        let key = waiter.admitted.root;
-        if self.correlation.phase(key) != Phase::Ended {
-            return None;
-        }
-        let bytes = |len: u32| {
-            let words = self.correlation.cell(key.index).iter();
-            let bytes = words.flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes());
-            bytes.take(len as usize).collect()
-        };
-        let end = match self.correlation.outcome(key.index).0 {
-            Outcome::Inline { len } => End::Success(bytes(len)),
-            Outcome::Error { len } => End::Error(bytes(len)),
-            Outcome::Failed(cause) => End::Failed(cause),
-            Outcome::Cancelled => End::Cancelled,
-            Outcome::Block { .. } | Outcome::Heap => unreachable!("frames of this table are inline"),
-        };
-        self.correlation.free(key.index);
-        Some(end)
+        self.machine.take(waiter).map(|taken| taken.end)
     }
 
     /// The table, counted.
     pub fn audit(&self) -> Audit {
-        self.correlation.audit()
+        self.machine.audit()
     }
 
     /// The counters.
     pub fn counters(&self) -> Counters {
-        self.correlation.all_counters()
+        self.machine.counters()[0]
     }
 
     /// The events.
     pub fn events(&self) -> Vec<Event> {
-        self.correlation.events()
+        self.machine.events()
     }
+}
+
+fn ids(ended: Vec<Ending>) -> Vec<TraceId> {
+    ended.into_iter().map(|ending| ending.trace_id).collect()
 }

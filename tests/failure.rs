@@ -12,8 +12,8 @@ use rustix::process::Signal;
 
 mod common;
 use common::{
-    Numbers, balanced, engine, failure, far, is_alive, kill, memory_engine, ms, start, started, stop,
-    transport, until, worker_pid,
+    Numbers, balanced, engine, failure, far, is_alive, kill, memory_engine, ms, patiently, sent_within,
+    start, started, stop, transport, until, worker_pid,
 };
 
 program!(
@@ -88,7 +88,7 @@ fn handoff_04_a_panic_gives_execution_and_the_worker_goes_on() {
 
 fn handoff_04_outliving_the_deadline_gives_timeout() {
     let (engine, running) = start(&["until_cancelled", "echo"]);
-    let pending = engine.request(running).deadline(ms(300)).dispatch(b"").unwrap();
+    let pending = sent_within(&engine, running, 300, b"");
     let failure = failure(pending.wait().unwrap_err(), Category::Timeout);
     assert_eq!(failure.cause(), Cause::Deadline);
     // A deadline kills nobody.
@@ -184,6 +184,7 @@ fn handoff_04_a_death_ends_all_that_is_in_flight() {
         assert_eq!((failure.cause(), failure.started()), (Cause::Signal(9), false));
     }
     assert_eq!(engine.counters().failed, 25);
+    until("the detached one has been freed", || engine.audit().free == 1024);
     balanced(&engine);
     stop(&engine);
 }
@@ -320,7 +321,8 @@ fn handoff_e_05_nothing_shows_payload_or_text() {
         all += &format!("{:?} {:?}", engine.summary(), stop(&engine));
         let stopped = engine.request(echo).try_dispatch(payload).unwrap_err();
         all += &format!("{stopped} {stopped:?} {stopped:#?}");
-        assert!(!all.contains("canary") && !all.contains("4111"), "{all}");
+        // With more than digits: a time may have those by chance.
+        assert!(!all.contains("canary") && !all.contains("4111-1111"), "{all}");
     }
     // The factory's text of a worker goes to its captured output, not into the error.
     let refused = engine(&["unbuildable"]).on_output(|_| {}).start().unwrap_err();
@@ -364,12 +366,16 @@ fn a_worker_that_exits_before_ready_refuses_the_start() {
 }
 
 fn start_timeout_ends_a_start() {
-    let timeout = Duration::from_millis(300);
-    let refused = engine(&["stuck_in_factory"]).start_timeout(timeout).start().unwrap_err();
-    assert!(matches!(refused, StartError::Timeout { step: StartStep::Ready, .. }), "{refused:?}");
+    let (refused, timeout) = patiently(300, |timeout_ms| {
+        let timeout = Duration::from_millis(timeout_ms);
+        let refused = engine(&["stuck_in_factory"]).start_timeout(timeout).start().unwrap_err();
+        let StartError::Timeout { step, .. } = refused else { panic!("{refused:?}") };
+        // A slow machine does not come so far.
+        (step == StartStep::Ready).then_some((refused, timeout))
+    });
     assert_eq!(
         refused.to_string(),
-        "the worker of group 'g' did not reach step ready within start_timeout = 300ms"
+        format!("the worker of group 'g' did not reach step ready within start_timeout = {timeout:?}")
     );
 }
 
@@ -476,5 +482,5 @@ fn failures_and_workers_are_told_to_tracing() {
         "{told:?}"
     );
     assert!(has(&["handoff_failure", "group=\"g\"", "category=\"execution\""]), "{told:?}");
-    assert!(!told.iter().any(|event| event.contains("4111")), "{told:?}");
+    assert!(!told.iter().any(|event| event.contains("-4111")), "{told:?}");
 }

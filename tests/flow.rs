@@ -2,7 +2,7 @@
 //!
 //! `HANDBELL_FLOW_REQUESTS=1000000 cargo test --release --test flow -- flow_01_a_circle --nocapture` runs so many
 //! requests in each configuration, and prints how long they took. `HANDBELL_TEST_LIMIT_S` is how many seconds
-//! the whole may take before it counts as a hang.
+//! a test may take before it counts as a hang.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -229,14 +229,15 @@ fn flow_01_forward_bytes_keep_new_requests_out() {
         until("B is held up", || testing::has_begun_at(&engine, 1, 0));
         std::thread::scope(|scope| {
             let asked: Vec<_> = (0..20).map(|_| scope.spawn(ask)).collect();
-            // Two or fewer stand in B, and more than four wait before it. A caller that has looked at the limit
-            // already may still come in.
+            // Those that stand in B, and five that wait before it: more than the limit. A caller that has looked at
+            // that already may still come in, even later.
+            let full = if profile == Profile::Memory { 1 + 5 } else { 2 + 5 };
             let all_are_there = || testing::open_frames(&engine, 1) == engine.counters().registered;
             let mut registered = 0;
             until("it is full", || {
                 let before = std::mem::replace(&mut registered, engine.counters().registered);
                 std::thread::sleep(Duration::from_millis(50));
-                before == registered && registered >= 6 && all_are_there()
+                before == registered && registered >= full && all_are_there()
             });
             // Nothing new is admitted anywhere, though there is room in every ring.
             let busy = engine.request(c).try_dispatch(b"#");
@@ -246,7 +247,7 @@ fn flow_01_forward_bytes_keep_new_requests_out() {
             let waiting = scope.spawn(|| engine.call(c, b"#", far()).map(|reply| scripted::trail(&reply)));
             std::thread::sleep(Duration::from_millis(30));
             assert!(!waiting.is_finished() && asked.iter().all(|asked| !asked.is_finished()));
-            assert_eq!(engine.counters().registered, registered);
+            assert_eq!(testing::open_frames(&engine, 2), 0, "nothing has entered");
             gate.open();
             // What is in flight goes on, and makes room for others.
             for asked in asked {

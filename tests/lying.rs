@@ -13,7 +13,8 @@ use handbell::{
 
 mod common;
 use common::{
-    Numbers, balanced, engine, failure, far, is_alive, ms, started, stop, transport, until, worker_pid,
+    Numbers, balanced, engine, failure, far, is_alive, ms, sent_within, started, stop, transport, until,
+    worker_pid,
 };
 
 fn main() {
@@ -273,7 +274,7 @@ fn rule_commit_word() {
 }
 
 fn rule_kind() {
-    // Execute, pad, and what is none.
+    // Execute, and what is none.
     each_breaks(Rule::Kind, &["kind 1", "kind 5", "kind 0", "kind 255"]);
 }
 
@@ -419,7 +420,7 @@ fn handoff_d_01_what_follows_the_last_frame_is_read_with_the_next_request() {
 fn handoff_d_02_an_answer_after_the_timeout_is_late() {
     let (engine, node) = start();
     for count in 1..=10 {
-        failure(engine.call(node, b"keep", ms(5)).unwrap_err(), Category::Timeout);
+        failure(sent_within(&engine, node, 5, b"keep").wait().unwrap_err(), Category::Timeout);
         // Skipped by nobody: this worker looks at no deadline.
         assert_eq!(*engine.call(node, b"answer_kept", far()).unwrap().bytes(), *b"own");
         let counters = engine.counters();
@@ -479,7 +480,7 @@ fn reply_09_b_never_sees_the_answer_of_a() {
     // One place in the table: B takes the slot of A.
     let (engine, node) = started(raw_engine().max_in_flight(1), "echo");
     for count in 1..=10 {
-        failure(engine.call(node, b"keep", ms(5)).unwrap_err(), Category::Timeout);
+        failure(sent_within(&engine, node, 5, b"keep").wait().unwrap_err(), Category::Timeout);
         let b = engine.request(node).deadline(far()).call(b"answer_kept").unwrap();
         assert_eq!(*b.bytes(), *b"own");
         assert_eq!(engine.counters().late_reply_drop, count);
@@ -531,6 +532,7 @@ fn a_lie_while_nobody_waits_is_found() {
     let pending = engine.request(node).dispatch(b"kind 77").unwrap();
     until("the worker is gone", || !is_alive(pid));
     until("both have ended", || engine.counters().failed == 2);
+    until("the detached one has been freed", || engine.audit().not_taken == 1);
     assert_eq!(transport(pending.wait().unwrap_err()), Cause::Killed(KilledFor::Corruption(Rule::Kind)));
     balanced(&engine);
     stop(&engine);
@@ -539,7 +541,8 @@ fn a_lie_while_nobody_waits_is_found() {
 fn garbage_all_over_the_reply_segment() {
     let begin = Instant::now();
     let (mut rounds, mut replies, mut failures) = (0u64, 0u64, 0u64);
-    while begin.elapsed() < Duration::from_secs(5) {
+    // On a slow machine a few rounds may all go well.
+    while begin.elapsed() < Duration::from_secs(5) || failures == 0 {
         rounds += 1;
         let builder = raw_engine().slots(16).max_in_flight(32).reply_arena_bytes(4096);
         let (engine, node) = started(builder.term_timeout(Duration::from_millis(200)), "echo");
@@ -582,5 +585,4 @@ fn garbage_all_over_the_reply_segment() {
         balanced(&engine);
     }
     println!("garbage: {rounds} workers, {replies} replies, {failures} failures");
-    assert!(failures > 0);
 }

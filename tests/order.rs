@@ -9,7 +9,7 @@ use handbell::{CallError, Engine, EngineBuilder, NodeId, OnError, Plan, Profile,
 
 mod common;
 use common::ordered::{self, Frame};
-use common::{TOKEN, balanced, ms, stop, token, until};
+use common::{TOKEN, balanced, far, ms, patiently, stop, token, until};
 
 program![
     of ordered::app;
@@ -65,7 +65,7 @@ impl Course {
     /// What comes out, and what every log says.
     fn go(&self, engine: &Engine, window: usize, on_error: OnError) -> (Vec<String>, Vec<String>) {
         let first = engine.node(self.first).unwrap();
-        let run = engine.run(first, self.inputs()).window(window).on_error(on_error).deadline(ms(60_000));
+        let run = engine.run(first, self.inputs()).window(window).on_error(on_error).deadline(far());
         let run = if self.is_keyed { run.key(|number, _| number % 4) } else { run };
         let run = run.tags(3, 4).reply_to(5).start().unwrap();
         let mut out = Vec::new();
@@ -115,7 +115,7 @@ impl Course {
 }
 
 fn tell(engine: &Engine, node: NodeId, key: u64) -> String {
-    let reply = engine.request(node).key(key).deadline(ms(60_000)).call(b"").expect("it tells");
+    let reply = engine.request(node).key(key).deadline(far()).call(b"").expect("it tells");
     String::from_utf8(reply.into_vec()).expect("text")
 }
 
@@ -331,7 +331,7 @@ fn parity_01_a_run_stops_at_its_first_error() {
     }
 }
 
-/// Input 7 takes longer than its deadline; the others have time enough.
+/// Input 7 takes until it has met its deadline; the others have time enough.
 fn parity_01_deadlines_within_a_run() {
     let plan = Plan::new()
         .group("A", ["next"])
@@ -341,10 +341,21 @@ fn parity_01_deadlines_within_a_run() {
         .edge("sleepy", "log");
     let plan = Course { inputs: 14, ..course(plan, "next", 1) };
     for profile in [Profile::Memory, Profile::ProcessSupervisor] {
-        let engine = plan.engine(profile, |builder| builder);
-        let next = engine.node("next").unwrap();
-        let run = engine.run(next, plan.inputs()).window(16).deadline(ms(600)).on_error(OnError::Record);
-        let out: Vec<String> = run.start().unwrap().map(|(_, result)| seen(result)).collect();
+        let (engine, out) = patiently(600, |limit_ms| {
+            let engine = plan.engine(profile, |builder| builder);
+            let next = engine.node("next").unwrap();
+            let run = engine.run(next, plan.inputs()).window(16).deadline(ms(limit_ms));
+            let run = run.on_error(OnError::Record).start().unwrap();
+            let out: Vec<String> = run.map(|(_, result)| seen(result)).collect();
+            // A slow machine is late with others, too, or before they have come to B, or sends the rest much later.
+            let is_late = |out: &String| out.starts_with("remote handoff timed out for group");
+            let is_slow = out[..7].iter().any(is_late) || out[7].contains("group 'A'");
+            if is_slow || !out[8..].iter().all(is_late) {
+                stop(&engine);
+                return None;
+            }
+            Some((engine, out))
+        });
         for (number, out) in out.iter().enumerate() {
             match number {
                 7 => assert_eq!(out, "remote handoff timed out for group 'B' Deadline None"),
@@ -372,7 +383,7 @@ fn order_01_two_runs_at_once() {
                 scope.spawn(move || {
                     let frame = |input| Frame { input: base + input, total: 3, path: vec![], filling: 20 };
                     let inputs = (0..course.inputs).map(|input| frame(input).bytes());
-                    let run = engine.run(fork, inputs).window(32).deadline(ms(60_000)).start().unwrap();
+                    let run = engine.run(fork, inputs).window(32).deadline(far()).start().unwrap();
                     for (number, result) in run {
                         let bytes = result.expect("it ends").into_vec();
                         assert_eq!(Frame::of(&bytes[8..]).input, base + number);
@@ -409,7 +420,7 @@ fn order_01_a_dropped_run_leaves_nothing() {
             let fork = engine.node("fork").unwrap();
             let frame = |input| Frame { input, total: 3, path: vec![], filling: 1000 };
             let inputs = (1000..1100).map(|input| frame(input).bytes());
-            let all = engine.run(fork, inputs).window(window).deadline(ms(60_000)).start().unwrap();
+            let all = engine.run(fork, inputs).window(window).deadline(far()).start().unwrap();
             assert_eq!(all.filter(|(_, result)| result.is_ok()).count(), 100);
             let told = course.told(&engine);
             let own = within(&told[0], 1000..1100);

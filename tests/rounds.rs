@@ -17,8 +17,8 @@ use rustix::process::Signal;
 mod common;
 use common::watch::{self, marked};
 use common::{
-    Notices, Numbers, TOKEN, app, balanced, failure, far, kill, ms, number_from, started, token, transport,
-    until, worker_pid,
+    Notices, Numbers, TOKEN, app, balanced, engine_over, failure, far, kill, number_from, sent_within,
+    started, token, transport, until, worker_pid,
 };
 
 /// Set in a process that is an engine, to which.
@@ -29,6 +29,7 @@ fn main() {
     match std::env::var(ROLE).as_deref() {
         Ok("killed") => lives_until_it_is_killed(),
         Ok("paused") => is_paused(),
+        Ok("paused under load") => is_paused_under_load(),
         _ => {}
     }
     common::run(tests![
@@ -192,18 +193,20 @@ fn stop_ipc_04_engines_killed_at_random_moments_leave_nothing() {
 // ---- pauses ----
 
 const PAUSE: Duration = Duration::from_secs(9);
+/// Under load; a second longer would be what silence costs a worker by default.
+const PAUSE_UNDER_LOAD: Duration = Duration::from_secs(8);
 
 /// Not a test: an engine that is told when it has been paused, and tells what it found.
 fn is_paused() -> ! {
     let notices = Notices::default();
     let plan = Plan::new().group("g", ["echo", "sleep"]);
-    let builder = app().engine(plan).env(TOKEN, token()).on_worker_event(notices.listener());
+    let builder = engine_over(plan).on_worker_event(notices.listener());
     // Both are far shorter than the pause.
     let builder = builder.heartbeat_timeout(Duration::from_secs(3)).hung_after(Duration::from_secs(5));
     let (engine, echo) = started(builder, "echo");
     // Begun before the pause, behind its deadline all the while, and ended a good while after it.
     let sleep = engine.node("sleep").unwrap();
-    let running = engine.request(sleep).deadline(ms(500)).dispatch(b"12000").unwrap();
+    let running = sent_within(&engine, sleep, 500, b"12000");
     failure(running.wait().unwrap_err(), Category::Timeout);
     println!("{}", worker_pid(&engine));
     let mut line = String::new();
@@ -217,15 +220,54 @@ fn is_paused() -> ! {
     std::process::exit(0);
 }
 
+/// Not a test: an engine with requests in flight all the while, and every setting as it is by default.
+fn is_paused_under_load() -> ! {
+    let notices = Notices::default();
+    let plan = Plan::new().group("g", ["echo"]);
+    let builder = app().engine(plan).env(TOKEN, token()).on_worker_event(notices.listener());
+    let (engine, echo) = started(builder, "echo");
+    let is_over = AtomicBool::new(false);
+    let call = |number: u64| engine.request(echo).deadline(far()).dispatch(&number.to_le_bytes()).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut window = std::collections::VecDeque::new();
+                for number in 0.. {
+                    if is_over.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    window.push_back((number, call(number)));
+                    if window.len() == 16 {
+                        let (number, pending) = window.pop_front().expect("sixteen");
+                        assert_eq!(*pending.wait().unwrap().bytes(), number.to_le_bytes());
+                    }
+                }
+                window.into_iter().for_each(|(_, pending)| drop(pending.wait().unwrap()));
+            });
+        }
+        println!("{}", worker_pid(&engine));
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).expect("it is told");
+        std::thread::sleep(Duration::from_secs(3));
+        is_over.store(true, Ordering::SeqCst);
+    });
+    let report = engine.stop(Drain::within(Duration::from_secs(30)));
+    assert_eq!(report.workers[0].mode, StopMode::Graceful, "{:?}", notices.events());
+    balanced(&engine);
+    println!("{:?}", notices.events());
+    std::process::exit(0);
+}
+
 /// Pauses the engine or its worker, and gives back what the engine says happened to the worker.
-fn pause(worker: bool) -> String {
-    let mut engine = play("paused", &token());
+fn pause(worker: bool, under_load: bool) -> String {
+    let (role, pause) = if under_load { ("paused under load", PAUSE_UNDER_LOAD) } else { ("paused", PAUSE) };
+    let mut engine = play(role, &token());
     let mut lines = BufReader::new(engine.stdout.take().expect("piped")).lines();
     let mut line = || lines.next().expect("it speaks").expect("text");
     let worker_pid: i32 = line().parse().expect("a pid");
     let pid = if worker { worker_pid } else { engine.id() as i32 };
     kill(pid, Signal::STOP);
-    std::thread::sleep(PAUSE);
+    std::thread::sleep(pause);
     kill(pid, Signal::CONT);
     engine.stdin.take().expect("piped").write_all(b"go on\n").expect("it listens");
     let events = line();
@@ -248,7 +290,8 @@ fn stop_ipc_05_who_was_paused_blames_nobody() {
                         _ => (true, "StoppedBySignal, Recovered, "),
                     };
                     let expected = format!("[Started, Ready, {told}Drained, Stopped {{ gracefully: true }}]");
-                    let events = pause(worker);
+                    // Two of each ten, one of each kind.
+                    let events = pause(worker, number % AT_ONCE >= AT_ONCE - 2);
                     if events != expected {
                         unexpected.lock().unwrap().push((number, events));
                     }
@@ -256,6 +299,10 @@ fn stop_ipc_05_who_was_paused_blames_nobody() {
             }
         });
     }
-    println!("{count} pauses of {PAUSE:?} in {:?}", begin.elapsed());
+    let under_load = (0..count).filter(|number| number % AT_ONCE >= AT_ONCE - 2).count();
+    println!(
+        "{count} pauses in {:?}: {under_load} of {PAUSE_UNDER_LOAD:?} under load, the others of {PAUSE:?}",
+        begin.elapsed()
+    );
     assert_eq!(*unexpected.lock().unwrap(), []);
 }

@@ -12,6 +12,7 @@ program!(
     gate_01_a_refused_setting_names_field_value_and_rule,
     gate_01_a_refused_plan_names_what_is_wrong,
     gate_01_a_budget_names_both_figures,
+    gate_02_the_summary_shows_what_was_started,
     every_policy_of_waiting_answers,
     both_ends_on_one_processor_answer,
     a_worker_is_pinned,
@@ -251,4 +252,40 @@ fn a_summary_shows_what_was_started() {
     let engine = memory_engine(&["echo"]).start().unwrap();
     assert_eq!((engine.summary().profile, engine.summary().mapped_bytes), (Profile::Memory, 0));
     stop(&engine);
+}
+
+fn gate_02_the_summary_shows_what_was_started() {
+    let plan = || {
+        Plan::new()
+            .group("f", ["first"])
+            .processes(2)
+            .stateless()
+            .group("g", ["second"])
+            .edge("first", "second")
+    };
+    let builder = common::app().engine(plan()).env(common::TOKEN, common::token());
+    let (engine, _) = common::started(builder.slots(64).max_in_flight(10), "first");
+    let (summary, pids) = (engine.summary(), engine.worker_pids());
+    let shown = summary.to_string();
+    for said in [
+        "profile    process_supervisor, waiting Adaptive".to_owned(),
+        format!("group      f (first): workers [{}, {}]", pids[0], pids[1]),
+        format!("group      g (second): workers [{}]", pids[2]),
+        format!("{} bytes mapped: 3 lanes of {} bytes", summary.mapped_bytes, summary.lane_bytes),
+        "64 slots of 256 bytes, payload 262144 bytes, 10 requests in flight, 8 branches each".to_owned(),
+        "security   doorbell on 127.0.0.1, fresh secrets; segments sealed, one writer each".to_owned(),
+    ] {
+        assert!(shown.contains(&said), "{said}\n{shown}");
+    }
+    assert_eq!(summary.mapped_bytes, 3 * summary.lane_bytes);
+    common::stop(&engine);
+    let builder = common::app().engine(plan()).profile(handbell::Profile::Memory);
+    let (engine, _) = common::started(builder, "first");
+    let shown = engine.summary().to_string();
+    assert!(
+        shown.contains("profile    memory") && shown.contains("f (first): in this process, 2 of it"),
+        "{shown}"
+    );
+    assert!(shown.contains("0 bytes mapped") && !shown.contains("security"), "{shown}");
+    common::stop(&engine);
 }

@@ -11,8 +11,8 @@ use rustix::process::Signal;
 
 mod common;
 use common::{
-    TOKEN, balanced, engine, failure, far, is_alive, kill, memory_engine, start, started, token, until,
-    worker_pid,
+    TOKEN, balanced, engine, failure, far, is_alive, kill, memory_engine, patiently, pause, start, started,
+    token, until, worker_pid,
 };
 
 /// Set in a process that plays a parent, to what it shall do.
@@ -26,15 +26,15 @@ fn main() {
     common::run(tests![
         handoff_05_what_is_in_flight_ends_before_a_graceful_stop,
         handoff_e_06_what_a_stop_cuts_off_is_told_exactly,
-        stop_01_an_idle_worker_stops_gracefully,
-        stop_01_further_requests_are_refused_as_stopped,
-        stop_02_a_node_that_never_returns_is_forced,
-        stop_02_a_paused_worker_is_stopped,
-        stop_04_dropping_the_engine_ends_its_worker,
-        stop_04_a_panic_with_an_engine_ends_its_worker,
-        stop_04_grandchildren_end_with_their_worker,
-        stop_04_a_parent_killed_leaves_nobody,
-        stop_04_a_parent_that_exits_leaves_nobody,
+        stop_ipc_01_an_idle_worker_stops_gracefully,
+        stop_ipc_01_further_requests_are_refused_as_stopped,
+        stop_ipc_02_a_node_that_never_returns_is_forced,
+        stop_ipc_02_a_paused_worker_is_stopped,
+        stop_ipc_04_dropping_the_engine_ends_its_worker,
+        stop_ipc_04_a_panic_with_an_engine_ends_its_worker,
+        stop_ipc_04_grandchildren_end_with_their_worker,
+        stop_ipc_04_a_parent_killed_leaves_nobody,
+        stop_ipc_04_a_parent_that_exits_leaves_nobody,
         stop_releases_who_waits_for_room,
         a_second_stop_is_empty,
         many_engines_start_and_stop_side_by_side,
@@ -80,7 +80,7 @@ fn handoff_e_06_what_a_stop_cuts_off_is_told_exactly() {
     }
 }
 
-fn stop_01_an_idle_worker_stops_gracefully() {
+fn stop_ipc_01_an_idle_worker_stops_gracefully() {
     for waiting in [handbell::Waiting::Spin, handbell::Waiting::Adaptive, handbell::Waiting::Block] {
         let (engine, echo) = started(engine(&["echo"]).waiting(waiting), "echo");
         engine.call(echo, b"", far()).unwrap();
@@ -92,7 +92,7 @@ fn stop_01_an_idle_worker_stops_gracefully() {
     }
 }
 
-fn stop_01_further_requests_are_refused_as_stopped() {
+fn stop_ipc_01_further_requests_are_refused_as_stopped() {
     let (engine, echo) = start(&["echo"]);
     let other = engine.clone();
     let loan = engine.request(echo).loan(1000).unwrap();
@@ -110,9 +110,13 @@ fn stop_01_further_requests_are_refused_as_stopped() {
     assert_eq!(engine.node("echo").unwrap(), echo);
 }
 
-fn stop_02_a_node_that_never_returns_is_forced() {
-    let builder = engine(&["stuck", "echo"]).term_timeout(Duration::from_millis(50));
-    let (engine, stuck) = started(builder, "stuck");
+fn stop_ipc_02_a_node_that_never_returns_is_forced() {
+    patiently(50, |term_ms| forced_stop(Duration::from_millis(term_ms)));
+}
+
+/// Nothing if the machine is so slow that the worker was killed before it could obey.
+fn forced_stop(term_timeout: Duration) -> Option<()> {
+    let (engine, stuck) = started(engine(&["stuck", "echo"]).term_timeout(term_timeout), "stuck");
     let echo = engine.node("echo").unwrap();
     let running = engine.request(stuck).dispatch(b"").unwrap();
     until("the node runs", || testing::has_begun(&engine, 0));
@@ -127,28 +131,31 @@ fn stop_02_a_node_that_never_returns_is_forced() {
     });
     assert_eq!(report.cut_off, 3);
     assert_eq!(report.workers[0].mode, StopMode::Forced);
-    // It obeys though its node does not return: after half of term_timeout it ends without it.
-    assert_eq!(report.workers[0].cause, Cause::Exit(86), "{report:?}");
     assert!(!is_alive(report.workers[0].pid));
     let error = running.wait().unwrap_err();
     assert_eq!(error.to_string(), "remote handoff shut down for group 'g'");
     assert!(failure(error, Category::Shutdown).started());
     assert!(!failure(unstarted.wait().unwrap_err(), Category::Shutdown).started());
     balanced(&engine);
+    // It obeys though its node does not return: after half of term_timeout it ends without it.
+    let cause = report.workers[0].cause;
+    assert!([Cause::Exit(86), Cause::Signal(15), Cause::Signal(9)].contains(&cause), "{report:?}");
+    (cause == Cause::Exit(86)).then_some(())
 }
 
-fn stop_02_a_paused_worker_is_stopped() {
+fn stop_ipc_02_a_paused_worker_is_stopped() {
     let (engine, echo) = started(engine(&["echo"]).term_timeout(Duration::from_millis(50)), "echo");
-    kill(worker_pid(&engine), Signal::STOP);
+    pause(worker_pid(&engine));
     let pending = engine.request(echo).dispatch(b"").unwrap();
     let report = engine.stop(Drain::within(Duration::from_millis(20)));
     assert_eq!((report.cut_off, report.workers.len()), (1, 1));
+    assert_eq!(report.workers[0].mode, StopMode::Forced);
     assert!(!is_alive(report.workers[0].pid));
     failure(pending.wait().unwrap_err(), Category::Shutdown);
     balanced(&engine);
 }
 
-fn stop_04_dropping_the_engine_ends_its_worker() {
+fn stop_ipc_04_dropping_the_engine_ends_its_worker() {
     let (engine, running) = start(&["until_cancelled"]);
     let pid = worker_pid(&engine);
     let clone = engine.clone();
@@ -160,7 +167,7 @@ fn stop_04_dropping_the_engine_ends_its_worker() {
     failure(pending.wait().unwrap_err(), Category::Shutdown);
 }
 
-fn stop_04_a_panic_with_an_engine_ends_its_worker() {
+fn stop_ipc_04_a_panic_with_an_engine_ends_its_worker() {
     let mut pid = 0;
     let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let (engine, running) = start(&["until_cancelled"]);
@@ -180,7 +187,7 @@ fn grandchild(engine: &handbell::Engine) -> i32 {
     pid
 }
 
-fn stop_04_grandchildren_end_with_their_worker() {
+fn stop_ipc_04_grandchildren_end_with_their_worker() {
     let (engine, _) = start(&["grandchild"]);
     let pids = [grandchild(&engine), grandchild(&engine)];
     engine.stop(soon());
@@ -220,7 +227,7 @@ fn start_parent(role: &str) -> (Child, [i32; 2]) {
     (parent, pids.try_into().expect("two pids"))
 }
 
-fn stop_04_a_parent_killed_leaves_nobody() {
+fn stop_ipc_04_a_parent_killed_leaves_nobody() {
     for _ in 0..5 {
         let (mut parent, pids) = start_parent("wait");
         assert!(pids.iter().all(|pid| is_alive(*pid)));
@@ -230,7 +237,7 @@ fn stop_04_a_parent_killed_leaves_nobody() {
     }
 }
 
-fn stop_04_a_parent_that_exits_leaves_nobody() {
+fn stop_ipc_04_a_parent_that_exits_leaves_nobody() {
     let (mut parent, pids) = start_parent("exit");
     assert!(parent.wait().expect("reaped").success());
     until("worker and grandchild are gone", || pids.iter().all(|pid| !is_alive(*pid)));

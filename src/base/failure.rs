@@ -115,7 +115,7 @@ pub enum ExecutionClass {
     NoSuchEdge = 7,
     /// One request made more outputs than it may.
     TooManyOutputs = 8,
-    /// A request had more open branches than `max_branches`.
+    /// A request had more branches in its life than `max_branches`.
     TooManyBranches = 9,
     /// A request's path had more hops at an edge than its `max_hops`.
     TooManyHops = 10,
@@ -151,6 +151,9 @@ pub enum Cause {
     Exit(i32),
     /// A signal ended the worker.
     Signal(i32),
+    /// The kernel killed the worker for want of memory: a SIGKILL that nobody here sent, while the kernel's count of
+    /// such kills in our memory control group grew.
+    OutOfMemory,
     /// The engine ended the worker.
     Killed(KilledFor),
     /// The node or the executor refused the request.
@@ -175,7 +178,7 @@ impl Cause {
         match self {
             Self::Stopped | Self::Killed(KilledFor::StopOverrun) => 6,
             Self::Killed(KilledFor::Corruption(_)) => 5,
-            Self::Exit(_) | Self::Signal(_) => 4,
+            Self::Exit(_) | Self::Signal(_) | Self::OutOfMemory => 4,
             Self::Deadline | Self::Killed(KilledFor::Hung) => 3,
             Self::Killed(KilledFor::HeartbeatLost { .. }) => 2,
             Self::Killed(KilledFor::ConnectionLost) => 1,
@@ -249,7 +252,7 @@ impl Failure {
         match cause {
             Cause::Deadline => Category::Timeout,
             Cause::Stopped | Cause::Killed(KilledFor::StopOverrun) => Category::Shutdown,
-            Cause::Exit(_) | Cause::Signal(_) | Cause::Killed(_) => Category::Transport,
+            Cause::Exit(_) | Cause::Signal(_) | Cause::OutOfMemory | Cause::Killed(_) => Category::Transport,
             Cause::Execution { .. } => Category::Execution,
         }
     }

@@ -63,7 +63,7 @@ pub const BUNDLE_BYTES: usize = 128 << 10;
 /// Roots of one engine; with their hop entries they must fit a ticket's slot number.
 pub const ROOTS: std::ops::RangeInclusive<usize> = 1..=1 << 20;
 
-/// Open branches of one root.
+/// Branches of one root in its life.
 pub const BRANCHES: std::ops::RangeInclusive<usize> = 1..=16;
 
 /// Completed requests that are remembered to tell a duplicate from a late reply.

@@ -361,3 +361,22 @@ fn a_peer_that_does_not_read_costs_one_message_at_a_time() {
     assert!(pair.worker_says().is_some() && pair.worker_says().is_none());
     assert!(pair.engine_says().is_some() && pair.engine_says().is_none());
 }
+
+#[test]
+#[ignore = "prints the cost; run it in release"]
+fn the_cost_of_a_message() {
+    const MESSAGES: u32 = 100_000;
+    let mut pair = Pair::going();
+    let (mut said, mut heard) = (std::time::Duration::ZERO, std::time::Duration::ZERO);
+    for _ in 0..MESSAGES {
+        pair.later(SECOND / 2);
+        let begin = std::time::Instant::now();
+        let message = pair.worker.transmit(pair.now_ns).expect("a heartbeat is due");
+        said += begin.elapsed();
+        let begin = std::time::Instant::now();
+        assert_eq!(pair.engine_hears(&message), Ok(()));
+        heard += begin.elapsed();
+        pair.reports.clear();
+    }
+    println!("a message: said in {:?}, heard in {:?}", said / MESSAGES, heard / MESSAGES);
+}

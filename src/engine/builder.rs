@@ -89,7 +89,8 @@ impl EngineBuilder {
         max_in_flight: usize
     );
     setting!(
-        /// Open branches of one request: 1 to 16. Default: 8.
+        /// Branches of one request in its life: 1 to 16. It has one at first, and one more with each output that is not
+        /// the last word of the node that emits it. Default: 8.
         max_branches: usize
     );
     setting!(

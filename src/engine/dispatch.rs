@@ -1,5 +1,5 @@
 //! The way of a request out: register → claim → note the position → write, commit, wake → look once more
-//! whether it has been ended or its lane has died meanwhile.
+//! whether it has been ended meanwhile.
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -241,7 +241,7 @@ impl Shared {
         };
         let admitted = self.correlation.register(&admission)?;
         let Ok(position) = link.end.claim() else {
-            // Somebody else took the last slot after the look above.
+            // Somebody else took the last slot after the look above, or the worker is dead.
             self.correlation.withdraw(admitted.root);
             return Err(Refused::Full);
         };
@@ -263,17 +263,13 @@ impl Shared {
         let envelope =
             Envelope::execute(&identity, admitted.ticket, outbound.deadline_ns, ENGINE, outbound.target);
         link.end.send(position, envelope, outgoing);
-        // The full fence inside `send` stands between what has been stored (root, position, frame) and the three
+        // The full fence inside `send` stands between what has been stored (root, position, frame) and the two
         // looks below. Against each of them somebody else stores, fences and looks the other way round: who
-        // raises deadline bounds, who ends the root and cancels its position, who declares the lane dead.
+        // raises deadline bounds, who ends the root and cancels its position. A death of the worker needs no look:
+        // who settles it finds whatever has been claimed before it ended the claims.
         self.correlation.published(admitted.root, outbound.deadline_ns);
         if self.correlation.phase(admitted.root) != Phase::Open {
             link.end.cancel(position);
-        }
-        if !link.is_live() {
-            let mut wakes = Wakes::new();
-            self.end_on_dead_lane(link, admitted.root, &mut wakes);
-            self.wake(wakes);
         }
     }
 
@@ -338,7 +334,8 @@ impl Shared {
     ) -> Result<(), NotTaken<'static>> {
         let group = self.group_of(outbound.target);
         let lane = self.lane_of(outbound);
-        let Some(link) = self.lanes[lane].link().or_else(|| self.links().next()) else {
+        let latest = || self.lanes[lane].link().or_else(|| self.links().next());
+        let Some(mut link) = latest() else {
             return self.wait_for_local_room(outbound, try_again);
         };
         let word = Arc::new(Word::new(0));
@@ -372,6 +369,8 @@ impl Shared {
                     break Ok(());
                 }
                 spinner.renew();
+                // Its worker may have a successor by now.
+                link = latest().unwrap_or(link);
                 link.begin_looking();
             }
         };

@@ -105,6 +105,15 @@ impl Forwards {
     }
 }
 
+/// Tells the owner of a branch that it has got its lane, if that sleeps.
+fn tell_moved(branch: &Branch<'_>, wakes: &mut Wakes) {
+    if branch.moved() {
+        let generation = branch.root.generation;
+        let asleep = Aftermath { generation, asleep: true, awaited: false, detached: false };
+        wakes.push((branch.root.index, asleep));
+    }
+}
+
 impl Shared {
     /// Hands a branch on to a lane of its group. Never waits.
     pub fn hand_on(&self, branch: Branch<'_>, onward: Onward, payload: Carried<'_>, wakes: &mut Wakes) {
@@ -126,18 +135,14 @@ impl Shared {
                 if !was_sent && !link.is_lost() {
                     self.put_in_front(link, &branch, onward, payload, wakes);
                 }
-                // The full fence inside the sending, or behind the queueing, stands between the hop's lane and this.
-                let is_in_vain = if was_sent { !link.is_live() } else { link.is_lost() };
-                if is_in_vain {
-                    self.end_on_dead_lane(link, branch.root, wakes);
+                // The full fence behind the queueing stands between the hop's lane and this look at the latest life.
+                // What was sent needs none: who settles a death finds it in the ring.
+                if !was_sent && seat.link().is_lost() {
+                    self.end_on_dead_lane(seat.link(), branch.root, wakes);
                 }
             }
         }
-        if branch.moved() {
-            let generation = branch.root.generation;
-            let asleep = Aftermath { generation, asleep: true, awaited: false, detached: false };
-            wakes.push((branch.root.index, asleep));
-        }
+        tell_moved(&branch, wakes);
     }
 
     /// Sends a branch if there is room for it.
@@ -216,9 +221,8 @@ impl Shared {
                     if !self.try_send(link, &branch, front.onward, Carried::Heap(&front.payload)) {
                         break;
                     }
-                    if !link.is_live() {
-                        self.end_on_dead_lane(link, branch.root, wakes);
-                    }
+                    // Its owner may be looking at a former life.
+                    tell_moved(&branch, wakes);
                 }
                 None => self.correlation.put_down(front.root, front.ticket),
             }
@@ -271,7 +275,8 @@ impl Shared {
         self.forwarded_bytes.load(Ordering::Relaxed) > self.forward_bytes
     }
 
-    /// The root has a frame for a lane whose worker is dead, and whoever settled that may have looked before.
+    /// The root has a frame for a lane whose worker is dead without a successor, and whoever settled that may have
+    /// looked before.
     #[cold]
     pub fn end_on_dead_lane(&self, link: &Link, root: RootKey, wakes: &mut Wakes) {
         let outcome = Outcome::Failed(self.cause_of(link));

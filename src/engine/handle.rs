@@ -91,6 +91,10 @@ impl Engine {
     }
 
     /// A stream of inputs to a node, with a window in flight and outputs in input order; to be stated further.
+    ///
+    /// An input ends when all that it has led to has been run. Of several answers the one in the first place counts:
+    /// that of the branch emitted first, however slow. So the outcome does not depend on who is faster. By its
+    /// deadline, a worker's death or one branch more than `max_branches` an input ends at once.
     pub fn run<I>(&self, node: NodeId, inputs: I) -> RunBuilder<'_, I::IntoIter>
     where
         I: IntoIterator,

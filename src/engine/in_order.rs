@@ -1,12 +1,15 @@
 //! One run at the entrances of its groups: frames that may not enter yet are held here, copied into this
-//! process; those that may are handed on, in order, under this run's lock.
+//! process; those that may are handed on, in order, under this run's lock. And one run's answers: of an input that
+//! has other branches open, the first in the order of places is kept here.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::answer::{Answer, Answers};
 use super::correlation::{Branch, RootKey};
 use super::forward::{Carried, Onward, Wakes};
-use super::order::{Order, Reach};
+use super::order::{Marked, Order, Reach};
 use super::shared::Shared;
 use crate::base::failure::Rule;
 use crate::base::ids::Ticket;
@@ -21,14 +24,20 @@ struct Held {
     payload: Option<Box<[u8]>>,
 }
 
-/// A run's frames, in order.
+/// A run's frames, in order, and its answers.
 pub(super) struct InOrder {
-    order: Mutex<Order<Held>>,
+    state: Mutex<State>,
+}
+
+struct State {
+    order: Order<Held>,
+    /// Of inputs whose requests have not ended.
+    answers: BTreeMap<u64, Answers>,
 }
 
 impl InOrder {
     pub fn new(reach: Arc<Reach>) -> Self {
-        Self { order: Mutex::new(Order::new(reach)) }
+        Self { state: Mutex::new(State { order: Order::new(reach), answers: BTreeMap::new() }) }
     }
 
     /// What the runs of a plan need to know of it.
@@ -40,9 +49,9 @@ impl InOrder {
         Reach::new(groups, reach.collect())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Order<Held>> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing under this lock panics half-way.
-        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The next input, on its way into its first group.
@@ -55,10 +64,10 @@ impl InOrder {
         payload: &[u8],
         wakes: &mut Wakes,
     ) {
-        let mut order = self.lock();
+        let order = &mut self.lock().order;
         let held = Held { root: branch.root, ticket: branch.ticket, onward, payload: None };
         order.input(input, branch.ticket.0, onward.target.number(), held);
-        hand_on(shared, &mut order, branch, Carried::Heap(payload), wakes);
+        hand_on(shared, order, branch, Carried::Heap(payload), wakes);
     }
 
     /// An output of the hop with ticket `parent`, on its way into the next group.
@@ -71,10 +80,10 @@ impl InOrder {
         payload: Carried<'_>,
         wakes: &mut Wakes,
     ) -> Result<(), Rule> {
-        let mut order = self.lock();
+        let order = &mut self.lock().order;
         let held = Held { root: branch.root, ticket: branch.ticket, onward, payload: None };
         match order.output(parent, branch.ticket.0, onward.target.number(), held) {
-            Ok(()) => hand_on(shared, &mut order, branch, payload, wakes),
+            Ok(()) => hand_on(shared, order, branch, payload, wakes),
             Err(_) if order.executes(parent) => return Err(Rule::Edge),
             // The input has ended, and its owner knows.
             Err(held) => shared.correlation.put_down(held.root, held.ticket),
@@ -84,18 +93,39 @@ impl InOrder {
 
     /// The hop with this ticket will emit nothing more.
     pub fn branch_ended(&self, shared: &Shared, ticket: u64, wakes: &mut Wakes) {
-        let mut order = self.lock();
+        let order = &mut self.lock().order;
         order.end(ticket);
-        hand_on_held(shared, &mut order, wakes);
+        hand_on_held(shared, order, wakes);
+    }
+
+    /// An answer by the hop with ticket `parent`, of an input that has other branches. False if the input has
+    /// ended, and its owner knows.
+    pub fn answer(&self, shared: &Shared, parent: u64, answer: Answer) -> bool {
+        let State { order, answers } = &mut *self.lock();
+        let Some(Marked { input, is_first }) = order.mark(parent) else { return false };
+        Answers::add(answers.entry(input), shared, answer, is_first);
+        true
+    }
+
+    /// Takes the answers of the input that the hop with this ticket belongs to; it was the last one.
+    pub fn take_answers(&self, shared: &Shared, ticket: u64) -> Option<Answers> {
+        let State { order, answers } = &mut *self.lock();
+        let taken = answers.remove(&order.input_of(ticket)?)?;
+        taken.let_go(shared);
+        Some(taken)
     }
 
     /// The input's request has ended, and its owner is about to take it: its frames leave.
     pub fn end_input(&self, shared: &Shared, input: u64, wakes: &mut Wakes) {
-        let mut order = self.lock();
+        let State { order, answers } = &mut *self.lock();
         for held in order.end_input(input) {
             put_down(shared, &held);
         }
-        hand_on_held(shared, &mut order, wakes);
+        if let Some(answers) = answers.remove(&input) {
+            answers.let_go(shared);
+            shared.correlation.too_late(&answers.tally, shared.clock_ns.load(Ordering::Relaxed));
+        }
+        hand_on_held(shared, order, wakes);
     }
 }
 

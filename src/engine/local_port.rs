@@ -3,6 +3,7 @@
 //! As in a worker, a frame is held back until the next one, or until the node has returned; so the last one
 //! carries LAST, and a request is as long open, and takes as many entries, in either profile.
 
+use super::answer::Answer;
 use super::correlation::{Outcome, Source, Verdict};
 use super::forward::{Carried, Wakes};
 use super::local::Job;
@@ -88,14 +89,19 @@ impl<'a> LocalPort<'a> {
             _ if payload.len() > self.cell_bytes() => Outcome::Heap,
             _ => Outcome::Inline { len },
         };
+        let mut payload = payload;
         let fill = |cell: &[AtomicU64]| match outcome {
-            Outcome::Heap => shared.keep_payload(index, payload.into()),
+            Outcome::Heap => shared.keep_payload(index, std::mem::take(&mut payload).into()),
             _ => fill_cell(cell, &payload),
         };
         let verdict = shared.correlation.frame(self.source, envelope, last, outcome, now_ns, fill);
-        if let Verdict::Ended(index, aftermath) = verdict.expect("the engine's own frames keep the rules") {
-            shared.settle(index, aftermath, &mut self.wakes);
+        let mut verdict = verdict.expect("the engine's own frames keep the rules");
+        if let Verdict::Candidate(key) = verdict {
+            let (source, group, bytes) = (self.source, self.group, payload.into());
+            verdict =
+                shared.keep_answer(key, Answer { source, group, envelope: *envelope, bytes }, last, now_ns);
         }
+        shared.follow(verdict, envelope, now_ns, &mut self.wakes);
     }
 
     /// The clock as frames of this request are judged by it.

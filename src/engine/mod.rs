@@ -6,14 +6,15 @@
 //! request.rs    what is sent                          pending.rs   what comes back   bell.rs     for event loops
 //! dispatch.rs   the way out                           reader.rs    the way in        wait.rs     until it ends
 //! forward.rs    the way on, from group to group       run.rs       streams           in_order.rs their frames held
-//! order.rs      which frame may enter a group
+//! order.rs      which frame may enter a group         answer.rs    which answer counts
 //! shared.rs     what all of it works on               seat.rs      a process, over its lives
 //! link.rs       a worker's lane                       local.rs     a group without worker
 //! thread.rs     the last of those who wait            ward.rs      a worker in its care
-//! revival.rs    a dead worker's successor
+//! revival.rs    a dead worker's successor            room.rs      waiting for it without a thread
 //! correlation/  every request ends exactly once
 //! ```
 
+mod answer;
 mod bell;
 mod builder;
 pub(crate) mod correlation;
@@ -25,11 +26,12 @@ mod in_order;
 mod link;
 mod local;
 mod local_port;
-mod order;
+pub(crate) mod order;
 mod pending;
 mod reader;
 mod request;
 mod revival;
+mod room;
 mod run;
 mod seat;
 mod shared;

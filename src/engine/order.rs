@@ -24,7 +24,14 @@
 //! - A group whose first frame has changed since it was looked at is in `touched`.
 //!
 //! The first frame of all is the first of every list that it is in: it waits for nobody, so something can
-//! always move. Owns what is held; knows no clock and no ring. Its user locks.
+//! always move.
+//!
+//! An answer has a place, too: that of the output which its frame might have emitted instead. An input has one
+//! *mark*, at the place of its first answer. It stands in the list of all like an output of the frame that
+//! answered, reaches no group, and so holds nobody up. Of two answers of an input that one is first which a walk
+//! back from the other meets.
+//!
+//! Owns what is held; knows no clock and no ring. Its user locks.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -34,12 +41,12 @@ use std::sync::Arc;
 const NONE: u32 = u32::MAX;
 
 /// Where the frames of a plan can go. The plan's edges form no circle between groups.
-pub(super) struct Reach {
+pub(crate) struct Reach {
     nodes: Box<[Ahead]>,
     groups: usize,
 }
 
-/// What lies ahead of a frame at one node.
+/// What lies ahead of a frame at one node, or of a mark: nothing.
 struct Ahead {
     /// The group of the node.
     group: u16,
@@ -64,11 +71,18 @@ impl Reach {
             assert!(!later.contains(&group), "a circle through group {group}");
             Ahead { group, later: later.into() }
         };
-        Self { nodes: groups_of_nodes.into_iter().zip(reach_of_nodes).map(ahead).collect(), groups }
+        let nodes = groups_of_nodes.into_iter().zip(reach_of_nodes).map(ahead);
+        let of_marks = Ahead { group: 0, later: [].into() };
+        Self { nodes: nodes.chain([of_marks]).collect(), groups }
     }
 
     fn ahead(&self, node: u16) -> &Ahead {
         &self.nodes[usize::from(node)]
+    }
+
+    /// Where marks stand: at no node of the plan.
+    fn nowhere(&self) -> u16 {
+        self.nodes.len() as u16 - 1
     }
 
     /// Whether what a frame held before node `to` can enter, one that executes at `from` can enter.
@@ -89,25 +103,36 @@ impl Ahead {
 ///
 /// Frames are named by ids, unique among the live ones. Inputs are numbered in the order in which they are
 /// added.
-pub(super) struct Order<T> {
+pub(crate) struct Order<T> {
     reach: Arc<Reach>,
     lists: Lists,
     slots: Vec<Slot<T>>,
     free: Vec<u32>,
     /// The slot of each live frame, by id.
     ids: Map<u32>,
-    /// The slot of the last live frame of each input that has one.
+    /// The slot of the last live frame of each input that has one, or of its mark.
     inputs: Map<u32>,
+    /// The slot of each input's mark.
+    marks: Map<u32>,
     newest_input: Option<u64>,
 }
 
-/// A live frame, or a free slot.
+/// A live frame, a mark, or a free slot.
 struct Slot<T> {
     input: u64,
-    id: u64,
+    /// `None`: a mark.
+    id: Option<u64>,
     node: u16,
     /// `None`: it executes.
     held: Option<T>,
+}
+
+/// What became of an answer's mark.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Marked {
+    pub input: u64,
+    /// No answer of the input that came before stands at an earlier place.
+    pub is_first: bool,
 }
 
 impl<T> Order<T> {
@@ -120,6 +145,7 @@ impl<T> Order<T> {
             free: Vec::new(),
             ids: Map::default(),
             inputs: Map::default(),
+            marks: Map::default(),
             newest_input: None,
         }
     }
@@ -132,7 +158,7 @@ impl<T> Order<T> {
     pub fn input(&mut self, input: u64, id: u64, node: u16, frame: T) {
         assert!(self.newest_input < Some(input), "inputs are added in their order");
         self.newest_input = Some(input);
-        let slot = self.hold(Slot { input, id, node, held: Some(frame) }, NONE);
+        let slot = self.hold(Slot { input, id: Some(id), node, held: Some(frame) }, NONE);
         self.inputs.insert(input, slot);
     }
 
@@ -148,8 +174,43 @@ impl<T> Order<T> {
         if !self.reach.leads(from, node) {
             return Err(frame);
         }
-        self.hold(Slot { input, id, node, held: Some(frame) }, parent);
+        self.hold(Slot { input, id: Some(id), node, held: Some(frame) }, parent);
         Ok(())
+    }
+
+    /// The executing frame `parent` answers: its input's mark is put where it stands, unless that is behind the
+    /// mark. None if no frame `parent` executes.
+    pub fn mark(&mut self, parent: u64) -> Option<Marked> {
+        let parent = self.executing(parent)?;
+        let input = self.slots[parent as usize].input;
+        if let Some(&mark) = self.marks.get(&input) {
+            if self.stands_before(mark, parent) {
+                return Some(Marked { input, is_first: false });
+            }
+            self.leave(mark);
+        }
+        let mark = self.put(Slot { input, id: None, node: self.reach.nowhere(), held: None });
+        self.lists.insert(self.lists.all(), mark, parent);
+        self.marks.insert(input, mark);
+        Some(Marked { input, is_first: true })
+    }
+
+    /// Whether the mark of a frame's input stands before the frame. Walks among the frames of the input.
+    fn stands_before(&mut self, mark: u32, frame: u32) -> bool {
+        let input = self.slots[frame as usize].input;
+        let mut at = frame;
+        while at != mark {
+            at = self.lists.neighbours(at).before;
+            if self.slots.get(at as usize).is_none_or(|slot| slot.input != input) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The input of an executing frame.
+    pub fn input_of(&self, id: u64) -> Option<u64> {
+        self.executing(id).map(|slot| self.slots[slot as usize].input)
     }
 
     /// The executing frame `id` emits nothing more. Without effect if no such frame executes.
@@ -165,6 +226,7 @@ impl<T> Order<T> {
         while let Some(&last) = self.inputs.get(&input) {
             held.extend(self.leave(last));
         }
+        self.marks.remove(&input);
         held.reverse();
         held
     }
@@ -216,8 +278,19 @@ impl<T> Order<T> {
 
     /// Enters a held frame into its lists, right before slot `after`, or at their ends.
     fn hold(&mut self, frame: Slot<T>, after: u32) -> u32 {
-        let Slot { id, node, .. } = frame;
-        let slot = match self.free.pop() {
+        let (id, node) = (frame.id.expect("a frame has an id"), frame.node);
+        let slot = self.put(frame);
+        assert!(self.ids.insert(id, slot).is_none(), "ids are unique among live frames");
+        self.lists.insert(self.lists.all(), slot, after);
+        for group in self.reach.ahead(node).to_enter() {
+            self.lists.insert(usize::from(group), slot, after);
+        }
+        slot
+    }
+
+    /// Gives a frame or a mark a slot, in no list yet.
+    fn put(&mut self, frame: Slot<T>) -> u32 {
+        match self.free.pop() {
             Some(slot) => {
                 self.slots[slot as usize] = frame;
                 slot
@@ -228,16 +301,10 @@ impl<T> Order<T> {
                 self.lists.add_slot();
                 self.slots.len() as u32 - 1
             }
-        };
-        assert!(self.ids.insert(id, slot).is_none(), "ids are unique among live frames");
-        self.lists.insert(self.lists.all(), slot, after);
-        for group in self.reach.ahead(node).to_enter() {
-            self.lists.insert(usize::from(group), slot, after);
         }
-        slot
     }
 
-    /// Takes a frame out of all its lists. Returns what was held of it.
+    /// Takes a frame or a mark out of all its lists. Returns what was held of it.
     fn leave(&mut self, slot: u32) -> Option<T> {
         let Slot { input, id, node, ref mut held } = self.slots[slot as usize];
         let held = held.take();
@@ -256,7 +323,9 @@ impl<T> Order<T> {
             };
         }
         self.lists.remove(self.lists.all(), slot);
-        self.ids.remove(&id);
+        if let Some(id) = id {
+            self.ids.remove(&id);
+        }
         self.free.push(slot);
         held
     }

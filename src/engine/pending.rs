@@ -131,18 +131,21 @@ impl Pending {
 
     /// The end of the request if it has come; if not, `waker` is woken once it has. Only the latest waker is.
     pub fn try_take_or_wake(&mut self, waker: &Waker) -> Option<Result<Reply, CallError>> {
-        if let Some(taken) = self.try_take() {
-            return Some(taken);
-        }
-        if self.taken {
-            return None;
+        if self.taken || !self.has_ended_or_wakes(waker) { None } else { self.try_take() }
+    }
+
+    /// Whether the request has ended; if not, `waker` is woken once it has.
+    pub(super) fn has_ended_or_wakes(&mut self, waker: &Waker) -> bool {
+        self.look();
+        if self.shared.correlation.phase(self.key) == Phase::Ended {
+            return true;
         }
         let waits = self.shared.leave_waker(self.key.index, self.key.generation, waker);
         if !self.awaited {
             self.awaited = true;
             self.shared.begin_awaited();
         }
-        if waits { None } else { self.try_take() }
+        !waits
     }
 
     /// The end of the request if it has come; if not, `bell` rings once it has.

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::answer::Answer;
 use super::correlation::{Aftermath, EndedRoot, Outcome, Passage, RootKey, Source, Verdict, Way};
 use super::forward::{Carried, Onward, Wakes};
 use super::link::{Link, wake};
@@ -84,7 +85,7 @@ impl Shared {
             FramePayload::Block(_) if link.end.holds_much() => Outcome::Heap,
             FramePayload::Block(block) => Outcome::Block { source: link.source, block },
         };
-        let verdict =
+        let mut verdict =
             self.correlation.frame(link.source, envelope, last, outcome, now_ns, |cell| match payload {
                 FramePayload::Inline { at, len } => link.end.copy_inline(at, len, cell),
                 FramePayload::Block(block) if outcome == Outcome::Heap => {
@@ -92,16 +93,33 @@ impl Shared {
                     self.keep_payload(self.correlation.root_of(envelope), bytes);
                 }
                 FramePayload::Block(_) => {}
-            })?;
+            });
+        if let Ok(Verdict::Candidate(key)) = verdict {
+            verdict = Ok(self.keep_payload_of(link, key, envelope, payload, last, now_ns));
+        }
         if let FramePayload::Block(block) = payload
-            && (verdict == Verdict::Dropped || outcome == Outcome::Heap)
+            && (!matches!(verdict, Ok(Verdict::Ended(..))) || outcome == Outcome::Heap)
         {
             link.end.release(block);
         }
-        if let Verdict::Ended(index, aftermath) = verdict {
-            self.settle(index, aftermath, wakes);
-        }
+        self.follow(verdict?, envelope, now_ns, wakes);
         Ok(())
+    }
+
+    /// A terminal in a run, of an input that has other branches. Not on the usual path.
+    #[cold]
+    fn keep_payload_of(
+        &self,
+        link: &Link,
+        key: RootKey,
+        envelope: &Envelope,
+        payload: FramePayload,
+        last: LastMark,
+        now_ns: u64,
+    ) -> Verdict {
+        let bytes = carried(link, payload).to_heap();
+        let answer = Answer { source: link.source, group: link.group, envelope: *envelope, bytes };
+        self.keep_answer(key, answer, last, now_ns)
     }
 
     /// An error terminal. Its payload is copied once; the copy is checked, and the copy is kept.
@@ -115,21 +133,31 @@ impl Shared {
         now_ns: u64,
         wakes: &mut Wakes,
     ) -> Result<(), Rule> {
-        let FramePayload::Inline { at, len } = payload else { return Err(Rule::ErrorPayload) };
+        let (at, len) = match payload {
+            FramePayload::Inline { at, len } => (at, len),
+            FramePayload::Block(block) => {
+                link.end.release(block);
+                return Err(Rule::ErrorPayload);
+            }
+        };
         let mut copy = [0; error::MAX_BYTES];
         let copy = copy.get_mut(..len).ok_or(Rule::ErrorPayload)?;
         link.end.read_inline(at, copy);
         let (class, ..) = error::decode(copy).ok_or(Rule::ErrorPayload)?;
         let outcome = Outcome::Error { len: len as u32 };
-        let verdict = self.correlation.frame(link.source, envelope, last, outcome, now_ns, |cell| {
+        let mut verdict = self.correlation.frame(link.source, envelope, last, outcome, now_ns, |cell| {
             fill_cell(cell, copy);
         })?;
-        if let Verdict::Ended(index, aftermath) = verdict {
-            if class == ExecutionClass::Misrouted {
-                self.correlation.misrouted(link.source.lane);
-            }
-            self.settle(index, aftermath, wakes);
+        if class == ExecutionClass::Misrouted && matches!(verdict, Verdict::Ended(..) | Verdict::Candidate(_))
+        {
+            self.correlation.misrouted(link.source.lane);
         }
+        if let Verdict::Candidate(key) = verdict {
+            let bytes = Box::from(&*copy);
+            let answer = Answer { source: link.source, group: link.group, envelope: *envelope, bytes };
+            verdict = self.keep_answer(key, answer, last, now_ns);
+        }
+        self.follow(verdict, envelope, now_ns, wakes);
         Ok(())
     }
 
@@ -144,10 +172,7 @@ impl Shared {
         now_ns: u64,
         wakes: &mut Wakes,
     ) -> Result<(), Rule> {
-        let carried = match payload {
-            FramePayload::Inline { at, len } => Carried::Inline { link, at, len },
-            FramePayload::Block(block) => Carried::Block { link, block },
-        };
+        let carried = carried(link, payload);
         let passed = self.pass(link.source, link.group, envelope, last, carried, now_ns, wakes);
         if let FramePayload::Block(block) = payload {
             link.end.release(block);
@@ -192,9 +217,21 @@ impl Shared {
                 }
             }
             Passage::Ended(index, aftermath) => self.settle(index, aftermath, wakes),
+            Passage::Due(key) => self.end_with_answer(envelope, key, now_ns, wakes),
             Passage::Dropped => {}
         }
         Ok(())
+    }
+
+    /// What follows the verdict on a terminal, or on the end of a branch.
+    #[inline(always)]
+    pub fn follow(&self, verdict: Verdict, envelope: &Envelope, now_ns: u64, wakes: &mut Wakes) {
+        match verdict {
+            Verdict::Ended(index, aftermath) => self.settle(index, aftermath, wakes),
+            Verdict::Due(key) => self.end_with_answer(envelope, key, now_ns, wakes),
+            Verdict::Candidate(_) => unreachable!("it has been kept"),
+            Verdict::Dropped => {}
+        }
     }
 
     /// A branch has ended: frames of its run may be waiting for that.
@@ -258,6 +295,7 @@ impl Shared {
         // Nothing of the ring is read any more, so what stands in it ends now: no deadline that passes meanwhile
         // comes before what is known. The same exchange as with whoever settles a death: see `Link::is_live`.
         let cause = link.cause().expect("latched above");
+        link.end.end_claims();
         let has_successor = !link.is_final();
         let now_ns = self.read_clock();
         self.after(self.correlation.end_all_of(link.source, has_successor, cause, now_ns, self.started()));
@@ -290,5 +328,13 @@ impl Shared {
             Lane::Worker(_) => self.link_of(source).end.started(position),
             Lane::Local(local) => local.started(position),
         }
+    }
+}
+
+/// A frame's payload where it lies.
+fn carried(link: &Link, payload: FramePayload) -> Carried<'_> {
+    match payload {
+        FramePayload::Inline { at, len } => Carried::Inline { link, at, len },
+        FramePayload::Block(block) => Carried::Block { link, block },
     }
 }

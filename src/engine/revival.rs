@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::shared::Shared;
 use crate::auth::Secret;
 use crate::base::ids::GroupId;
+use crate::os::owner::Owner;
 use crate::os::poll::EventFd;
 use crate::plan::loopback::Loopback;
 use crate::plan::placement::Placement;
@@ -17,6 +18,8 @@ use crate::wire::geometry::Geometry;
 
 /// What the starts of all workers have in common.
 pub(super) struct Recipe {
+    /// The engine.
+    pub owner: Owner,
     pub env: Vec<(OsString, OsString)>,
     pub sink: Option<OutputSink>,
     pub secret: Option<Arc<Secret>>,
@@ -56,6 +59,7 @@ impl Recipe {
             pin: self.pin,
             worker,
             incarnation,
+            owner: self.owner,
             doorbell: self.doorbell,
             secret: self.secret.as_deref(),
             stop_grace_ms: self.stop_grace_ms,
@@ -75,6 +79,7 @@ pub(super) fn begin(shared: &Arc<Shared>, lane: u16, incarnation: u64, former: O
     let started = {
         let shared = Arc::clone(shared);
         let revive = move || {
+            shared.recipe.owner.adopt();
             drop(former);
             let result = revive(&shared, lane, incarnation);
             shared.revived.lock().unwrap_or_else(PoisonError::into_inner).push((lane, result));

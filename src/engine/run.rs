@@ -1,7 +1,10 @@
 //! A run: a stream of inputs with a window in flight, their outputs in the order of the inputs.
 //!
 //! Order holds at every hop, not only at the end: each group gets the frames of a run in the order of (input,
-//! path of emissions), whatever the groups before it did and however many processes they have.
+//! path of emissions), whatever the groups before it did and however many processes they have. An input ends with
+//! its last branch, and the first of its answers in that order counts.
+
+mod polled;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,6 +19,7 @@ use super::handle::Engine;
 use super::in_order::InOrder;
 use super::pending::{CallError, Pending, Reply};
 use super::request::settled;
+use super::room::RoomPlace;
 use super::shared::Shared;
 use crate::base::clock::Deadline;
 use crate::base::ids::{Identity, NodeId};
@@ -63,7 +67,7 @@ pub struct RunBuilder<'e, I: Iterator> {
     manner: Manner<I::Item>,
 }
 
-type KeyOf<T> = Box<dyn Fn(u64, &T) -> u64>;
+type KeyOf<T> = Box<dyn Fn(u64, &T) -> u64 + Send>;
 
 struct Manner<T> {
     window: usize,
@@ -132,13 +136,15 @@ where
     }
 
     /// Each input's key, from its number and its bytes: chooses among the processes of the first group.
-    pub fn key(mut self, key: impl Fn(u64, &I::Item) -> u64 + 'static) -> Self {
+    ///
+    /// If it panics, the run is as it was before: the input is still the next one, and asked for its key again.
+    pub fn key(mut self, key: impl Fn(u64, &I::Item) -> u64 + Send + 'static) -> Self {
         self.manner.key = Some(Box::new(key));
         self
     }
 
     /// Checks the statement and begins. Inputs are taken, and sent, as the run is iterated.
-    pub fn start(self) -> Result<Run<'e, I>, RunError> {
+    pub fn start(self) -> Result<Run<I>, RunError> {
         let shared = self.engine.shared();
         let (window, limit) = (self.manner.window, self.engine.summary().max_in_flight);
         if !(1..=limit).contains(&window) {
@@ -159,10 +165,11 @@ where
             Arc::new(InOrder::new(Arc::clone(&shared.reach)))
         });
         let lanes = if order.is_some() { shared.lanes_from(self.target) } else { Box::default() };
-        let Self { engine, target, inputs, manner } = self;
+        let shared = Arc::clone(shared);
+        let Self { target, inputs, manner, .. } = self;
         let flights = VecDeque::with_capacity(window);
         Ok(Run {
-            engine,
+            shared,
             target,
             inputs,
             manner,
@@ -170,6 +177,7 @@ where
             lanes,
             flights,
             put_aside: None,
+            room: None,
             sent: 0,
             taken: 0,
             is_over: false,
@@ -186,9 +194,12 @@ enum Flight {
 /// A run that is going on: an iterator over (number of the input, its reply or error), in input order.
 ///
 /// It sends as it is iterated, and reads meanwhile; between two items it does nothing, though what is in flight
-/// goes on. Dropping it cancels what is in flight.
-pub struct Run<'e, I: Iterator> {
-    engine: &'e Engine,
+/// goes on. Dropping it cancels what is in flight. It is `Send` if its inputs are, and outlives the engine's handles:
+/// once the engine has been stopped, inputs are refused.
+///
+/// Without a thread to wait in, [`Run::poll_next`] takes the place of [`Iterator::next`].
+pub struct Run<I: Iterator> {
+    shared: Arc<Shared>,
     target: NodeId,
     inputs: I,
     manner: Manner<I::Item>,
@@ -198,15 +209,17 @@ pub struct Run<'e, I: Iterator> {
     lanes: Box<[u16]>,
     /// The oldest first; it has number `taken`.
     flights: VecDeque<Flight>,
-    /// The next input, for which there was no room.
+    /// The next input, which has not been sent: there was no room, or its key could not be told.
     put_aside: Option<I::Item>,
+    /// While it is polled, has nothing in flight, and waits for room: its place, and the deadline of the next input.
+    room: Option<(RoomPlace, u64)>,
     sent: u64,
     taken: u64,
     /// No more inputs are taken.
     is_over: bool,
 }
 
-impl<I: Iterator> Run<'_, I>
+impl<I: Iterator> Run<I>
 where
     I::Item: AsRef<[u8]>,
 {
@@ -216,42 +229,52 @@ where
     }
 
     /// Sends inputs until the window is full, or there is no room before an older one has been taken.
-    fn fill(&mut self) {
+    fn fill(&mut self, may_wait: bool) {
         while !self.is_over && self.flights.len() < self.manner.window && self.has_room() {
-            let Some(input) = self.put_aside.take().or_else(|| self.inputs.next()) else {
+            if self.put_aside.is_none() {
+                self.put_aside = self.inputs.next();
+            }
+            // It stays there until it has been sent: its key and its bytes come from the user's code, which may panic.
+            let Some(input) = &self.put_aside else {
                 self.is_over = !self.manner.asks_again;
                 return;
             };
-            let flight = match self.send(self.sent, &input) {
+            let flight = match self.send(self.sent, input, may_wait && self.flights.is_empty()) {
                 Ok(Some(pending)) => Flight::Pending(pending),
                 // What it lacks may be what an older input holds.
-                Ok(None) => {
-                    self.put_aside = Some(input);
-                    return;
-                }
+                Ok(None) => return,
                 Err(error) => Flight::Refused(error),
             };
             self.sent += 1;
             self.flights.push_back(flight);
+            self.room = None;
+            self.put_aside = None;
         }
     }
 
     /// Without anything in flight there is always room, sooner or later.
     fn has_room(&self) -> bool {
-        self.flights.is_empty() || !self.engine.shared().is_full(self.target)
+        self.flights.is_empty() || !self.shared.is_full(self.target)
     }
 
-    /// Sends an input; none if there is no room, which is waited for only while nothing is in flight.
-    fn send(&self, number: u64, input: &I::Item) -> Result<Option<Pending>, CallError> {
-        let shared = self.engine.shared();
+    /// Sends an input; none if there is no room.
+    fn send(&self, number: u64, input: &I::Item, may_wait: bool) -> Result<Option<Pending>, CallError> {
+        let shared = &self.shared;
+        let deadline_ns = match &self.room {
+            // It has been waiting since; the clock must tell whether it still may.
+            Some((_, deadline_ns)) => {
+                shared.read_clock();
+                *deadline_ns
+            }
+            None => shared.resolve(self.manner.deadline),
+        };
         let outbound = Outbound {
             target: self.target,
             identity: self.manner.identity,
-            deadline_ns: shared.resolve(self.manner.deadline),
+            deadline_ns,
             key: self.manner.key.as_ref().map(|key| key(number, input)),
             lane: None,
         };
-        let may_wait = self.flights.is_empty();
         let bytes = Payload::Bytes(input.as_ref());
         let admitted = match &self.order {
             None if may_wait => shared.submit_waiting(&outbound, bytes),
@@ -271,28 +294,17 @@ where
         match flight {
             Flight::Refused(error) => Err(error),
             Flight::Pending(pending) => {
-                self.engine.shared().wait_in_run(pending.key(), &self.lanes);
-                self.leave_order(number, &pending);
+                self.shared.wait_in_run(pending.key(), &self.lanes);
+                if let Some(order) = &self.order {
+                    self.shared.leave_order(order, number, &pending);
+                }
                 pending.wait()
             }
         }
     }
 
-    fn leave_order(&self, number: u64, pending: &Pending) {
-        if let Some(order) = &self.order {
-            self.engine.shared().leave_order(order, number, pending);
-        }
-    }
-}
-
-impl<I: Iterator> Iterator for Run<'_, I>
-where
-    I::Item: AsRef<[u8]>,
-{
-    type Item = (u64, Result<Reply, CallError>);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.fill();
+    /// Takes the oldest input's outcome. The first error ends the run, if so stated.
+    fn take_oldest(&mut self) -> Option<(u64, Result<Reply, CallError>)> {
         let number = self.taken;
         let flight = self.flights.pop_front()?;
         let result = self.take(flight);
@@ -304,9 +316,21 @@ where
     }
 }
 
-impl<I: Iterator> Run<'_, I> {
+impl<I: Iterator> Iterator for Run<I>
+where
+    I::Item: AsRef<[u8]>,
+{
+    type Item = (u64, Result<Reply, CallError>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.fill(true);
+        self.take_oldest()
+    }
+}
+
+impl<I: Iterator> Run<I> {
     fn cancel_all(&mut self) {
-        let shared = self.engine.shared();
+        let shared = &self.shared;
         // All of them before any is forgotten: none may enter a group because an earlier one has left.
         for flight in &self.flights {
             if let Flight::Pending(pending) = flight {
@@ -322,11 +346,11 @@ impl<I: Iterator> Run<'_, I> {
     }
 }
 
-impl<I: Iterator> Drop for Run<'_, I> {
+impl<I: Iterator> Drop for Run<I> {
     fn drop(&mut self) {
         self.cancel_all();
         if self.order.is_some() {
-            self.engine.shared().runs.fetch_sub(1, Ordering::SeqCst);
+            self.shared.runs.fetch_sub(1, Ordering::SeqCst);
         }
     }
 }
@@ -383,6 +407,7 @@ impl Shared {
             })?;
         }
         let admitted = admitted.map_err(|_| NotTaken::TraceInFlight)?;
+        self.correlation.join_run(admitted.root);
         self.set_order(admitted.root.index, Some(Arc::clone(order)));
         fence(Ordering::SeqCst);
         self.correlation.published(admitted.root, outbound.deadline_ns);
@@ -458,5 +483,12 @@ mod tests {
         assert!(run.next().is_none());
         sender.send(Vec::new()).unwrap();
         assert!(run.next().is_none());
+    }
+    #[test]
+    fn a_run_is_sent_where_its_inputs_are() {
+        fn sent<T: Send + 'static>(_: T) {}
+        let engine = engine();
+        let run = engine.run(engine.node("echo").unwrap(), [b"one"]).key(|number, _| number).start().unwrap();
+        sent(run);
     }
 }

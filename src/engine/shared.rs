@@ -13,6 +13,7 @@ use super::link::Link;
 use super::local::{Local, Runner};
 use super::order::Reach;
 use super::revival::{Recipe, Revived};
+use super::room::RoomWaiters;
 use super::seat::Seat;
 use super::stop::WorkerStop;
 use crate::base::clock::Deadline;
@@ -152,7 +153,9 @@ pub(super) struct Shared {
     pub waiting_for_room: AtomicU32,
     /// Grows when room comes free while somebody waits for it.
     pub room_made: AtomicU64,
-    /// Payload bytes of frames that wait between two groups.
+    /// Those who wait for it without a thread.
+    pub room_waiters: RoomWaiters,
+    /// Payload bytes of frames that wait between two groups, and of answers that runs keep.
     pub forwarded_bytes: AtomicU64,
     /// How many of those there may be before new requests are refused.
     pub forward_bytes: u64,
@@ -412,6 +415,9 @@ impl Shared {
         if self.waiting_for_room.load(Ordering::SeqCst) != 0 {
             self.room_made.fetch_add(1, Ordering::SeqCst);
             self.links().for_each(|link| link.wake_for_room(&self.correlation));
+            if !self.room_waiters.is_empty() {
+                self.bell.ring();
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use super::in_order::InOrder;
 use super::local::{Local, Runner};
 use super::order::Reach;
 use super::revival::Recipe;
+use super::room::RoomWaiters;
 use super::seat::Seat;
 use super::shared::{Lane, Route, Shared, Workers};
 use super::stop::{Life, Parts};
@@ -22,6 +23,7 @@ use crate::base::limits::INLINE_REPLY_BYTES;
 use crate::node::BuildError;
 use crate::node::executor::Executor;
 use crate::node::registry::{Registry, Unbuilt};
+use crate::os::owner::Owner;
 use crate::os::poll::EventFd;
 use crate::os::{child, clock, cpu, limits, random};
 use crate::plan::budget::{self, Supply};
@@ -143,6 +145,7 @@ impl Start<'_> {
     fn recipe(&self) -> Result<Recipe, StartError> {
         let settings = &self.builder.settings;
         Ok(Recipe {
+            owner: Owner::new(),
             env: self.builder.env.clone(),
             sink: self.builder.sink.clone(),
             secret: self.builder.secret.clone(),
@@ -259,6 +262,7 @@ impl Start<'_> {
             failure_listener: self.builder.failure_listener.clone(),
             listener: self.builder.listener.clone(),
             runner: Runner::default(),
+            room_waiters: RoomWaiters::default(),
         })
     }
 
@@ -275,7 +279,10 @@ impl Start<'_> {
         let mut threads = Vec::new();
         if shared.has_local {
             let runner = Arc::clone(shared);
-            let run = move || runner.runner.run(&runner);
+            let run = move || {
+                runner.recipe.owner.adopt();
+                runner.runner.run(&runner);
+            };
             let name = std::thread::Builder::new().name("handbell-runner".into());
             threads.push(name.spawn(run).map_err(&refused)?);
         }

@@ -85,24 +85,18 @@ impl Life {
         let shared = &self.shared;
         shared.stopping.store(true, Ordering::SeqCst);
         shared.links().for_each(|link| link.wake_everybody(&shared.correlation));
+        // For those who wait for room without a thread.
+        shared.bell.ring();
         let Some(parts) = self.parts.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return StopReport::default();
         };
-        let is_own = parts.is_own_thread();
+        // A listener, a sink, a waker, a node that runs in this process: one of the engine's threads asks.
+        let is_own = shared.recipe.owner.is_current();
         let end = End { shared: Arc::clone(shared), term_timeout: self.term_timeout, parts };
         match is_own {
             false => end.run(drain),
             true => end.run_elsewhere(drain),
         }
-    }
-}
-
-impl Parts {
-    /// Whether one of the engine's threads asks: a listener, a sink, a waker, a node that runs in this process.
-    fn is_own_thread(&self) -> bool {
-        let own = std::thread::current().id();
-        let captures = self.capture.as_ref().is_some_and(|capture| capture.thread_id() == Some(own));
-        captures || self.threads.iter().any(|thread| thread.thread().id() == own)
     }
 }
 

@@ -51,7 +51,7 @@ pub struct Summary {
     pub max_payload: usize,
     /// Requests that may be in flight or wait to be taken.
     pub max_in_flight: usize,
-    /// Open branches of one request.
+    /// Branches of one request in its life.
     pub max_branches: usize,
     /// Payload bytes that may wait between groups.
     pub forward_bytes: usize,

@@ -36,6 +36,8 @@ pub(super) struct EngineThread {
     has_more: bool,
     /// When bells were armed last for what nobody waits for.
     armed_ns: u64,
+    /// How often room had come free when those were woken who wait for it.
+    room_seen: u64,
 }
 
 impl EngineThread {
@@ -50,16 +52,17 @@ impl EngineThread {
             ward.watch(&poller, FIRST_PIDFD + TOKENS * wards.len() as u64)?;
             wards.push(ward);
         }
-        Ok(Self { shared, poller, wards, quiet_ticks: 0, has_more: false, armed_ns: 0 })
+        Ok(Self { shared, poller, wards, quiet_ticks: 0, has_more: false, armed_ns: 0, room_seen: 0 })
     }
 
     /// Lives until the engine is stopped and its workers are reaped.
     pub fn run(mut self) {
         let shared = Arc::clone(&self.shared);
+        shared.recipe.owner.adopt();
         let mut tokens = Vec::new();
         loop {
             if shared.ending.load(Ordering::SeqCst) && self.wards.iter().all(Ward::is_over) {
-                return;
+                return shared.wake_for_room(&mut self.room_seen, clock::monotonic_ns());
             }
             if self.poller.wait(&mut tokens, self.next_look_ns()).is_err() {
                 // epoll fails only for want of memory in the kernel; looking again is all one can do.
@@ -81,6 +84,7 @@ impl EngineThread {
             let now_ns = clock::monotonic_ns();
             self.wards.iter_mut().for_each(|ward| ward.look(&shared, now_ns));
             self.look_after();
+            shared.wake_for_room(&mut self.room_seen, clock::monotonic_ns());
         }
     }
 

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use super::correlation::Source;
 use super::forward::{Forward, Onward, Wakes};
 use super::link::Link;
 use super::revival::{self, Revived};
@@ -14,13 +15,15 @@ use crate::base::ids::{NodeId, Ticket};
 use crate::doorbell::{Ended, Report};
 use crate::lane::{EngineEnd, Read};
 use crate::os::child::Exit;
-use crate::os::clock;
 use crate::os::poll::Poller;
+use crate::os::{clock, limits};
 use crate::plan::restart::{Lives, Restart};
 use crate::supervisor::{
     self, Capture, Finding, Liveness, Patience, StartError, Work, Worker, WorkerEvent, WorkerNotice,
 };
 
+/// The number is the same on every processor that this crate supports.
+const SIGKILL: i32 = 9;
 /// Dead workers whose last lines are kept.
 const LAST_WORDS: usize = 64;
 /// A worker whose connection has ended is dying, or is killed after this.
@@ -45,8 +48,12 @@ pub(super) struct Ward {
     liveness: Liveness,
     lives: Lives,
     succession: Succession,
+    /// Former lives whose memory somebody still holds, by incarnation.
+    former: Vec<u64>,
     /// Drains the output of a successor; the first life's is the engine's.
     capture: Option<Capture>,
+    /// The kernel's count of kills for want of memory when this life began, or the last one was told of.
+    oom_kills: Option<u64>,
     /// When a connection ended while the process lived.
     connection_ended_ns: Option<u64>,
     /// It has said, as it was asked to, that serving has ended: silence is what follows.
@@ -63,7 +70,9 @@ impl Ward {
             liveness: Liveness::new(patience, clock::monotonic_ns()),
             lives: Lives::new(restart),
             succession: Succession::None,
+            former: Vec::new(),
             capture: None,
+            oom_kills: limits::oom_kills(),
             connection_ended_ns: None,
             has_left: false,
         }
@@ -154,9 +163,14 @@ impl Ward {
         }
         let ended_ns = self.connection_ended_ns.unwrap_or(u64::MAX);
         if now_ns >= ended_ns.saturating_add(END_GRACE_NS) && worker.exit().is_none() {
-            self.connection_ended_ns = None;
-            link.die(Cause::Killed(KilledFor::ConnectionLost));
-            worker.kill();
+            // How it ends will be told: killing it would only hide that. One that was told to end has the time that
+            // the stop gives it.
+            let is_ending = worker.is_ending();
+            self.connection_ended_ns = is_ending.then_some(now_ns);
+            if !is_ending && !self.has_left {
+                link.die(Cause::Killed(KilledFor::ConnectionLost));
+                worker.kill();
+            }
         }
         if now_ns >= self.liveness.next_ns() {
             self.judge(shared, &worker, now_ns);
@@ -164,6 +178,7 @@ impl Ward {
     }
 
     fn judge(&mut self, shared: &Shared, worker: &Worker, now_ns: u64) {
+        self.give_memory_back(shared);
         // What has come meanwhile is heard before its silence is judged.
         self.hear(shared);
         let link = shared.link(self.lane);
@@ -188,18 +203,20 @@ impl Ward {
         }
     }
 
-    /// The worker has ended: lane dead → reply ring read to its end → group killed → reaped → what is still
-    /// open ends.
+    /// The worker has ended: lane dead → reply ring read to its end → group killed → reaped → request ring closed
+    /// → what is still open ends, or goes to the successor.
     pub fn settle_death(&mut self, shared: &Shared, poller: &Poller) {
         let Some(worker) = self.worker.clone() else { return };
         let Some(exit) = worker.exit() else { return };
-        let by_kernel = match exit {
-            Exit::Code(code) => Cause::Exit(code),
-            Exit::Signal(signal) => Cause::Signal(signal),
-        };
         let link = shared.link(self.lane);
-        let now_ns = clock::monotonic_ns();
+        // Only of what nobody here killed is the count read.
         let asked_to = shared.stopping_workers.load(Ordering::SeqCst);
+        let kills_before = self.oom_kills;
+        if link.cause().is_none() && !asked_to && exit == Exit::Signal(SIGKILL) {
+            self.oom_kills = limits::oom_kills();
+        }
+        let by_kernel = by_kernel(exit, self.oom_kills > kills_before);
+        let now_ns = clock::monotonic_ns();
         let may_follow = !asked_to && !link.is_final();
         let due_ns = may_follow.then(|| self.lives.after_death(now_ns)).flatten();
         if due_ns.is_none() {
@@ -214,6 +231,7 @@ impl Ward {
         poller.remove(worker.pidfd());
         poller.remove(worker.socket());
         let cause = link.cause().expect("latched above");
+        link.end.end_claims();
         if due_ns.is_some() {
             take_back(shared, link);
         }
@@ -292,6 +310,7 @@ impl Ward {
         seat.begin_life(lane, true);
         self.liveness = Liveness::new(self.patience, now_ns);
         self.has_left = false;
+        self.oom_kills = limits::oom_kills();
         shared.workers.lock().living.insert(self.lane, Arc::clone(&worker));
         if shared.stopping_workers.load(Ordering::SeqCst) {
             worker.tell_to_stop();
@@ -304,6 +323,15 @@ impl Ward {
         shared.wake(wakes);
         former.wake_everybody(&shared.correlation);
         shared.room_came_free();
+        self.former.push(former.source.incarnation);
+        self.give_memory_back(shared);
+    }
+
+    /// Gives back what the lanes of former lives hold, but for those in which somebody holds a reply or a loan.
+    fn give_memory_back(&mut self, shared: &Shared) {
+        let lane = self.lane;
+        self.former
+            .retain(|&incarnation| !shared.link_of(Source { lane, incarnation }).end.give_memory_back());
     }
 
     /// Watches a worker that is ready; one that cannot be watched is ended.
@@ -332,6 +360,15 @@ impl Ward {
         if cause != Cause::Stopped {
             self.tell(shared, WorkerEvent::GivenUp);
         }
+    }
+}
+
+/// What the kernel says of an end; `more_kills` if it has killed somebody for want of memory meanwhile.
+fn by_kernel(exit: Exit, more_kills: bool) -> Cause {
+    match exit {
+        Exit::Code(code) => Cause::Exit(code),
+        Exit::Signal(SIGKILL) if more_kills => Cause::OutOfMemory,
+        Exit::Signal(signal) => Cause::Signal(signal),
     }
 }
 
@@ -377,4 +414,17 @@ fn read_to_the_end(shared: &Shared, link: &Link) {
         link.die_of(rule);
     }
     shared.wake(wakes);
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kill_for_want_of_memory_is_told_from_another() {
+        assert_eq!(by_kernel(Exit::Signal(SIGKILL), true), Cause::OutOfMemory);
+        assert_eq!(by_kernel(Exit::Signal(SIGKILL), false), Cause::Signal(9));
+        assert_eq!(by_kernel(Exit::Signal(11), true), Cause::Signal(11));
+        assert_eq!(by_kernel(Exit::Code(9), true), Cause::Exit(9));
+    }
 }

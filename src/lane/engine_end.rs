@@ -102,41 +102,45 @@ struct Record {
 
 /// Keeps words that different threads change on lines of their own.
 #[repr(align(128))]
-struct Line<T>(T);
+pub(super) struct Line<T>(pub(super) T);
 
 /// The engine's side.
 pub struct EngineEnd {
-    request: View,
-    reply: View,
+    pub(super) request: View,
+    pub(super) reply: View,
     geometry: Geometry,
-    request_layout: RequestLayout,
+    pub(super) request_layout: RequestLayout,
     reply_layout: ReplyLayout,
-    request_ring: OwnRing,
+    pub(super) request_ring: OwnRing,
     reply_ring: PeerRing,
-    arena: Arc<Arena>,
+    pub(super) arena: Arc<Arena>,
     records: Box<[Record]>,
     /// One bit per unit of the reply arena: the block that starts there is held by this process.
-    held: Box<[AtomicU64]>,
+    pub(super) held: Box<[AtomicU64]>,
     /// Payload bytes of the held blocks.
     held_bytes: AtomicU64,
     /// Next request position to claim.
-    head: Line<AtomicU64>,
+    pub(super) head: Line<AtomicU64>,
     /// Requests whose LAST has been read.
-    freed: Line<AtomicU64>,
+    pub(super) freed: Line<AtomicU64>,
     /// 0, or 1 while somebody reads, or why nobody reads any more.
     role: Line<AtomicU32>,
     /// Next reply position to read.
-    next: AtomicU64,
+    pub(super) next: AtomicU64,
     /// Next place of the release ring.
     released: Line<AtomicU64>,
     /// 1 while both sides wait on one processor.
     shares: AtomicU32,
+    /// What the worker had begun when its memory was given back.
+    pub(super) last_started: AtomicU64,
 }
 
 const NOBODY: u32 = 0;
 const SOMEBODY: u32 = 1;
 /// And more: the rule that was broken.
 const CORRUPT: u32 = 2;
+/// Set in `head` for good when nothing more may be claimed.
+pub(super) const CLOSED: u64 = 1 << 63;
 
 impl EngineEnd {
     /// The engine's side over freshly created segments.
@@ -171,6 +175,7 @@ impl EngineEnd {
             next: AtomicU64::new(0),
             released: Line(AtomicU64::new(0)),
             shares: AtomicU32::new(0),
+            last_started: AtomicU64::new(0),
             request,
             reply,
             geometry,
@@ -242,7 +247,8 @@ impl EngineEnd {
 
     /// Requests that have been claimed and whose LAST has not been read. A hint: others go on meanwhile.
     pub fn outstanding(&self) -> u64 {
-        self.head.0.load(Ordering::Relaxed).saturating_sub(self.freed.0.load(Ordering::Relaxed))
+        let head = self.head.0.load(Ordering::Relaxed) & !CLOSED;
+        head.saturating_sub(self.freed.0.load(Ordering::Relaxed))
     }
 
     /// Begins to bring near what the next request will write, but for the line that the worker looks at.
@@ -264,11 +270,14 @@ impl EngineEnd {
                 return Err(Full);
             }
             if used > self.capacity() {
+                if head & CLOSED != 0 {
+                    return Err(Full);
+                }
                 head = self.head.0.load(Ordering::Acquire);
                 continue;
             }
-            // SeqCst: the claim stands between the registration of the request and the look at the lane's state.
-            match self.head.0.compare_exchange_weak(head, head + 1, Ordering::SeqCst, Ordering::Relaxed) {
+            // AcqRel: pairs with `end_claims`; one of the two comes first.
+            match self.head.0.compare_exchange_weak(head, head + 1, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return Ok(head),
                 Err(now) => head = now,
             }
@@ -309,7 +318,9 @@ impl EngineEnd {
 
     /// Whether the worker had begun the request at `position`, as it says itself.
     pub fn started(&self, position: u64) -> bool {
-        self.reply.load_acquire(reply::STARTED) > position
+        // Read in this order: the one is kept before the other is gone.
+        let started = self.reply.load_acquire(reply::STARTED);
+        started.max(self.last_started.load(Ordering::Acquire)) > position
     }
 
     /// What the worker says that it executes: position, the deadline that it was sent with (0 = none), and node
@@ -318,31 +329,13 @@ impl EngineEnd {
         let position = self.reply.load_acquire(reply::STARTED).checked_sub(1)?;
         let finished = self.reply.load_acquire(reply::FINISHED);
         let freed = self.freed.0.load(Ordering::Acquire);
-        if finished > position || position < freed || position >= self.head.0.load(Ordering::Acquire) {
+        let head = self.head.0.load(Ordering::Acquire) & !CLOSED;
+        if finished > position || position < freed || position >= head {
             return None;
         }
         // Ours, and left alone until its LAST has been read.
         let deadline_ns = self.request_ring.place(position).envelope().deadline_ns;
         Some((position, deadline_ns, self.reply.load(reply::PROGRESS)))
-    }
-
-    /// Every request that has been sent and whose LAST has not been read, in order: envelope and payload, as this
-    /// side wrote them. For a lane whose worker is dead, once its replies have been read to the end.
-    pub fn unanswered(&self) -> Vec<(u64, Envelope, Box<[u8]>)> {
-        let from = self.freed.0.load(Ordering::Acquire);
-        let sent = (from..self.head.0.load(Ordering::Acquire))
-            .filter(|position| self.request_ring.place(*position).look() == Look::Ready);
-        let read = |position| {
-            let envelope = self.request_ring.place(position).envelope();
-            let at = match envelope.payload_at {
-                0 => self.request_ring.inline_at(position),
-                at => self.request_layout.arena_at + (at as usize - 1) * CACHE_LINE_BYTES,
-            };
-            let mut payload = vec![0; envelope.payload_len as usize].into_boxed_slice();
-            self.request.copy_out(at, &mut payload);
-            (position, envelope, payload)
-        };
-        sent.map(read).collect()
     }
 
     // ---- reading ----
@@ -570,7 +563,7 @@ impl EngineEnd {
     /// Next position to claim in the request ring, and to read in the reply ring.
     #[cfg(feature = "testing")]
     pub fn positions(&self) -> (u64, u64) {
-        (self.head.0.load(Ordering::Acquire), self.next())
+        (self.head.0.load(Ordering::Acquire) & !CLOSED, self.next())
     }
 
     // ---- the engine's thread ----

@@ -8,6 +8,7 @@
 //! [`EngineEnd`] and [`WorkerEnd`] hold the private truth of their side: positions, tickets, which blocks
 //! are out. What stands in the peer's segment is a claim and is bounded against that.
 
+mod end_of_life;
 mod engine_end;
 mod worker_end;
 

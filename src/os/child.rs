@@ -112,10 +112,23 @@ pub fn exit_of(pidfd: BorrowedFd) -> io::Result<Option<Exit>> {
 /// Whether the process is stopped, by a signal or by a debugger. False if that
 /// cannot be told.
 pub fn is_stopped(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The state stands behind the name, which may hold anything, in parentheses.
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    matches!(state, Some('T' | 't'))
+    matches!(stat(pid, 0).as_deref(), Some("T" | "t"))
+}
+
+/// Whether the process has begun to end. Its descriptors are closed a moment
+/// before [`exit_of`] can tell how it ended; on a busy machine that moment may
+/// be long. False if that cannot be told.
+pub fn is_ending(pid: i32) -> bool {
+    /// The kernel's `PF_EXITING`.
+    const EXITING: u64 = 4;
+    stat(pid, 6).and_then(|flags| flags.parse().ok()).is_some_and(|flags: u64| flags & EXITING != 0)
+}
+
+/// One of the words that the kernel tells of a process, from its state on.
+fn stat(pid: i32, number: usize) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // They stand behind the name, which may hold anything, in parentheses.
+    stat.rsplit_once(") ")?.1.split(' ').nth(number).map(str::to_owned)
 }
 
 /// How the child ended, or `None` if it has not; reaps it, after which its
@@ -343,6 +356,17 @@ mod tests {
         assert!(signal(child.pidfd.as_fd(), 1000).is_err());
         signal(child.pidfd.as_fd(), libc::SIGTERM).unwrap();
         assert_eq!(end_of(&child), Exit::Signal(libc::SIGTERM));
+    }
+
+    #[test]
+    fn one_that_ends_is_told_from_one_that_lives() {
+        let child = shell("exec sleep 1000");
+        assert!(!is_ending(child.pid) && !is_stopped(child.pid));
+        signal(child.pidfd.as_fd(), libc::SIGKILL).unwrap();
+        assert!(readable_within(child.pidfd.as_fd(), Some(LATE_MS)).unwrap());
+        assert!(is_ending(child.pid) && !is_stopped(child.pid));
+        end_of(&child);
+        assert!(!is_ending(child.pid), "it is gone");
     }
 
     #[test]

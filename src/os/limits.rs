@@ -32,6 +32,13 @@ impl Kind {
         }
     }
 
+    fn kills_file(self) -> &'static str {
+        match self {
+            Kind::First => "memory.oom_control",
+            Kind::Second => "memory.events",
+        }
+    }
+
     /// The page cache in `memory.stat`, this group's and those below.
     fn cache_keys(self) -> [&'static str; 2] {
         match self {
@@ -74,6 +81,15 @@ pub fn memory_headroom() -> Option<u64> {
 /// (`MemAvailable`). `None` if the kernel does not say.
 pub fn memory_available() -> Option<u64> {
     available(&text("/proc/meminfo")?)
+}
+
+/// How many processes the kernel has killed for want of memory so far, in the memory control group of this process;
+/// where that does not say, on the whole machine. `None` if the kernel does not say either.
+pub fn oom_kills() -> Option<u64> {
+    let groups = || Some(groups(&text("/proc/self/cgroup")?, &text("/proc/self/mountinfo")?));
+    let files = groups().into_iter().flatten().map(|groups| groups.own.join(groups.kind.kills_file()));
+    let own = files.filter_map(|file| kills(&text(file)?)).reduce(u64::saturating_add);
+    own.or_else(|| kills(&text("/proc/vmstat")?))
 }
 
 /// How many descriptors this process may have open (the soft limit);
@@ -182,6 +198,11 @@ fn headroom(kind: Kind, limit: &str, usage: &str, stat: &str) -> Option<u64> {
     Some(limit.saturating_sub(usage.saturating_sub(reclaimable)))
 }
 
+/// The count of kills in any of the files that have one.
+fn kills(text: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
+}
+
 fn available(meminfo: &str) -> Option<u64> {
     let mut lines = meminfo.lines();
     let value = lines.find_map(|line| line.strip_prefix("MemAvailable:"))?;
@@ -266,6 +287,15 @@ mod tests {
         let meminfo = "MemTotal:  99 kB\nMemFree:  1 kB\nMemAvailable:    3 kB\n";
         assert_eq!(available(meminfo), Some(3072));
         assert_eq!(available("MemTotal:  99 kB\n"), None);
+    }
+
+    #[test]
+    fn kills_for_want_of_memory_are_counted() {
+        assert_eq!(kills("oom_kill_disable 0\nunder_oom 0\noom_kill 7\n"), Some(7));
+        assert_eq!(kills("low 1\nhigh 2\nmax 3\noom 4\noom_kill 5\noom_group_kill 6\n"), Some(5));
+        assert_eq!(kills("oom_kill_disable 0\nunder_oom 0\n"), None);
+        // Linux has counted since 4.13.
+        assert!(oom_kills().is_some());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 
 use super::memfd;
 
@@ -75,6 +76,25 @@ impl Mapping {
     /// The length that was asked for, in bytes.
     pub fn bytes(&self) -> usize {
         self.raw.len()
+    }
+
+    /// Gives the memory back and keeps the addresses: from now on this process finds zeros there, and what it
+    /// stores there reaches nobody. In one step, as seen by threads that are at work on the range.
+    ///
+    /// # Errors
+    /// What `mmap` reports; then the mapping is as it was.
+    #[allow(unsafe_code)]
+    pub fn let_go(&self) -> io::Result<()> {
+        let (prot, flags) =
+            (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE);
+        // SAFETY: replaces exactly the range that this value owns, and will unmap. Who holds pointers into it finds
+        // readable and writable memory there, before and after; that the bytes change is what a mapping that another
+        // process may write must expect anyway.
+        let at = unsafe { mmap_anonymous(self.raw.as_mut_ptr().cast(), self.raw.len(), prot, flags) }?;
+        debug_assert_eq!(at, self.raw.as_mut_ptr().cast());
+        // A stray store shall cost a page, not a huge one. Where the kernel knows no such pages it refuses.
+        let _ = self.raw.advise(Advice::NoHugePage);
+        self.raw.advise(Advice::DontFork)
     }
 
     /// Whether stores through [`Mapping::base`] are allowed; a store to a
@@ -162,6 +182,24 @@ mod tests {
         for bytes in [0, 4097, usize::MAX] {
             let error = Mapping::read_only(fd.as_fd(), bytes).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        }
+    }
+
+    #[test]
+    fn what_is_let_go_holds_no_memory_and_may_be_touched() {
+        let fd = create("let-go", SIZE as u64).unwrap();
+        for mapping in
+            [Mapping::writable(fd.as_fd(), SIZE).unwrap(), Mapping::read_only(fd.as_fd(), SIZE).unwrap()]
+        {
+            mapping.let_go().unwrap();
+            let smaps = smaps_of(&mapping);
+            assert!(!smaps.contains("memfd") && smaps.contains("\nRss:                   0 kB"), "{smaps}");
+            // SAFETY: mapped for SIZE bytes, readable and writable, and only this thread touches it.
+            let seen = unsafe {
+                mapping.base().add(SIZE - 1).write_volatile(42);
+                [mapping.base().read_volatile(), mapping.base().add(SIZE - 1).read_volatile()]
+            };
+            assert_eq!(seen, [0, 42]);
         }
     }
 

@@ -3,7 +3,7 @@
 //! The lowest effectful level: it turns the kernel's interfaces into typed,
 //! owned values and knows nothing of rings, lanes or requests. It never logs,
 //! never retries a policy decision and never keeps state of its own beyond a
-//! probed kernel capability.
+//! probed kernel capability and the owner of each thread.
 
 /// Spawning, watching, signalling and reaping child processes.
 pub mod child;
@@ -21,6 +21,8 @@ pub mod limits;
 pub mod map;
 /// Sealable anonymous files.
 pub mod memfd;
+/// Which engine a thread belongs to.
+pub mod owner;
 /// Waiting for descriptors to become readable.
 pub mod poll;
 /// Finding a program by name.

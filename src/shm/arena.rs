@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use super::view::View;
 use crate::base::limits::CACHE_LINE_BYTES;
-use crate::base::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::base::sync::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::wire::geometry::units_of;
 
 /// The arena has no room for a block now.
@@ -131,6 +131,14 @@ impl UnitMap {
         }
     }
 
+    /// Takes whatever is free, for good.
+    fn take_all(&self) {
+        self.large.fetch_or(u64::MAX, Ordering::AcqRel);
+        for word in &self.small {
+            word.fetch_or(u64::MAX, Ordering::AcqRel);
+        }
+    }
+
     fn give_large(&self, at: u32, count: u32) {
         let mask = run(at, count);
         let before = self.large.fetch_and(!mask, Ordering::Release);
@@ -155,6 +163,8 @@ pub struct Arena {
     map: UnitMap,
     /// Units of the published block that starts at this unit; 0 = none does.
     published: Box<[AtomicU32]>,
+    /// 1 once no block is to be had any more: then none comes back either.
+    closed: AtomicU32,
 }
 
 impl Arena {
@@ -170,6 +180,7 @@ impl Arena {
             unit_bytes: bytes / units,
             map: UnitMap::new(units),
             published: (0..units).map(|_| AtomicU32::new(0)).collect(),
+            closed: AtomicU32::new(0),
         }
     }
 
@@ -183,8 +194,33 @@ impl Arena {
     pub fn take(self: &Arc<Self>, len: usize) -> Result<Block, NoRoom> {
         assert!((1..=self.bytes).contains(&len), "block size out of range");
         let units = len.div_ceil(self.unit_bytes) as u32;
+        // Counted before it is taken: see `close`.
+        let arena = Arc::clone(self);
         let first = self.map.take(units).ok_or(NoRoom)?;
-        Ok(Block { arena: Arc::clone(self), first, units, len })
+        Ok(Block { arena, first, units, len })
+    }
+
+    /// Lets no block be taken any more; true once nobody has one that has not been published. `self` must be the
+    /// only reference but those of blocks, and nothing may be taken back meanwhile.
+    ///
+    /// A reference is counted before its block is taken and until that is given back. So once none is counted
+    /// after `closed` was raised, who looked at that too early is over, and taken units stay taken. Then all are
+    /// taken, and once none is counted behind that, who was about to split a large unit is over too. Taken once
+    /// more, nothing is left; and if none is counted still, nobody took anything in between.
+    pub fn close(self: &Arc<Self>) -> bool {
+        self.closed.store(1, Ordering::SeqCst);
+        let is_alone = || {
+            // Acquire, by the fence: pairs with the Release of the reference that was dropped last.
+            let is_alone = Arc::strong_count(self) == 1;
+            fence(Ordering::SeqCst);
+            is_alone
+        };
+        let take_all = || {
+            self.map.take_all();
+            fence(Ordering::SeqCst);
+            true
+        };
+        is_alone() && take_all() && is_alone() && take_all() && is_alone()
     }
 
     /// Takes back a published block that the peer has let go.
@@ -232,7 +268,9 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        self.arena.map.give(self.first, self.units);
+        if self.arena.closed.load(Ordering::SeqCst) == 0 {
+            self.arena.map.give(self.first, self.units);
+        }
     }
 }
 
@@ -326,6 +364,32 @@ mod tests {
             assert_eq!(arena.take_back(at), Err(NotPublished));
         }
         assert_eq!(arena.take_back(block.publish()), Ok(()));
+    }
+
+    #[test]
+    fn a_closed_arena_is_left_by_the_last_block_and_entered_by_none() {
+        for _ in 0..200 {
+            let arena = arena(1 << 18);
+            let (kept, published) = (arena.take(9_000).unwrap(), arena.take(70_000).unwrap());
+            published.publish();
+            std::thread::scope(|scope| {
+                for thread in 0..2u8 {
+                    let arena = &arena;
+                    scope.spawn(move || {
+                        while let Ok(mut block) = arena.take(1 + usize::from(thread) * 5_000) {
+                            block.fill(thread);
+                        }
+                    });
+                }
+                assert!(!arena.close(), "one is kept");
+                drop(kept);
+                while !arena.close() {
+                    std::thread::yield_now();
+                }
+                assert!(arena.take(1).is_err());
+            });
+            assert!(arena.take(1).is_err() && arena.close());
+        }
     }
 
     #[test]

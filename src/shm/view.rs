@@ -98,6 +98,12 @@ impl View {
         self.bytes
     }
 
+    /// Gives the segment's memory back, for all views of this mapping: from now on they see zeros, and what they
+    /// store reaches nobody. Whether the kernel did it; if not, nothing has changed.
+    pub fn let_go(&self) -> bool {
+        self.mapping.let_go().is_ok()
+    }
+
     /// Whether this process writes the segment.
     pub fn is_writable(&self) -> bool {
         self.writable && self.mapping.is_writable()

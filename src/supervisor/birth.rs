@@ -26,6 +26,7 @@ use crate::base::waiting::Waiting;
 use crate::doorbell::{Connection, EngineSession, EngineTerms, Listener, Timing, Turn};
 use crate::lane::EngineEnd;
 use crate::os::child::{self, Exit, Spawned};
+use crate::os::owner::Owner;
 use crate::os::poll::{Poller, readable_within};
 use crate::os::socket::{self, Received, receive_within};
 use crate::os::{clock, random};
@@ -37,8 +38,8 @@ use crate::wire::bootstrap::{BOOTSTRAP_VERSION, Bundle, BundleGroup, BundleNode,
 use crate::wire::geometry::Geometry;
 use crate::wire::segment::{Side, layout_digest};
 
-/// How long a child that has closed its socket may take to show its exit status.
-const EXIT_GRACE_MS: u32 = 1_000;
+/// How long a child that has closed its socket may take to show its exit status, and one that refuses to print why.
+const EXIT_GRACE_MS: u32 = 10_000;
 /// How long one that went silent may take to show that it has died.
 const NOT_THERE_MS: u32 = 200;
 /// How often a start looks whether it is still wanted.
@@ -59,6 +60,8 @@ pub(crate) struct WorkerSpec<'a> {
     /// Its number in the plan: that of its lane.
     pub worker: u16,
     pub incarnation: u64,
+    /// The engine that starts it.
+    pub owner: Owner,
     /// Where its listener is opened.
     pub doorbell: Loopback,
     /// For development: in place of random bytes.
@@ -121,7 +124,8 @@ pub(crate) fn start(specs: &[WorkerSpec<'_>]) -> Result<(Vec<Started>, Capture),
     let prepared = specs.iter().map(Prepared::new).collect::<Result<Vec<_>, _>>()?;
     // From the first line on: what a worker prints while it builds its nodes must not hold it up, and if it
     // refuses to begin, it prints why. Declared before `births`, so that it is drained after the end of those.
-    let capture = Capture::start().map_err(|error| match specs.first() {
+    let owner = specs.first().map_or_else(Owner::new, |spec| spec.owner);
+    let capture = Capture::start(owner).map_err(|error| match specs.first() {
         Some(spec) => spec.system(StartStep::Spawn)(error),
         None => StartError::System { group: "?".into(), step: StartStep::Spawn, error },
     })?;
@@ -479,7 +483,7 @@ impl<'a> Unborn<'a> {
     /// It cannot be talked to any more: it has died, or has not done its part.
     fn not_there(&self, step: StartStep) -> StartError {
         let group = self.spec.placed().name.clone();
-        if readable_within(self.worker().pidfd(), Some(NOT_THERE_MS)).unwrap_or(false) {
+        if self.dies_within(NOT_THERE_MS) {
             return StartError::Died { group, step, cause: self.cause() };
         }
         if clock::monotonic_ns() >= self.until_ns {
@@ -488,6 +492,16 @@ impl<'a> Unborn<'a> {
         let rejects = self.listener.rejects().total();
         let reason = format!("it did not do its part at step {} ({rejects} messages rejected)", step.name());
         StartError::Refused { group, reason }
+    }
+
+    /// Waits for its death. One that has begun to end is given more time.
+    fn dies_within(&self, ms: u32) -> bool {
+        while !readable_within(self.worker().pidfd(), Some(ms)).unwrap_or(false) {
+            if !self.worker().is_ending() || clock::monotonic_ns() >= self.until_ns {
+                return false;
+            }
+        }
+        true
     }
 
     fn reason(&self, refusal: Refusal) -> String {
@@ -509,7 +523,7 @@ impl<'a> Unborn<'a> {
 
     /// How it ended, after its socket has.
     fn cause(&self) -> Cause {
-        let _ = readable_within(self.worker().pidfd(), Some(EXIT_GRACE_MS));
+        self.dies_within(EXIT_GRACE_MS);
         match self.worker().exit() {
             Some(Exit::Code(code)) => Cause::Exit(code),
             Some(Exit::Signal(signal)) => Cause::Signal(signal),

@@ -7,11 +7,11 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{JoinHandle, ThreadId};
+use std::thread::JoinHandle;
 
 use crate::base::contain::contain;
 use crate::base::limits::{OUTPUT_LINE_BYTES, TAIL_LINES};
-use crate::os::clock;
+use crate::os::owner::Owner;
 use crate::os::poll::{EventFd, Poller};
 
 /// Which stream a line came from.
@@ -50,8 +50,9 @@ fn to_stderr(line: OutputLine<'_>) {
     let _ = std::io::stderr().write_all(&text);
 }
 
-/// How long output is still taken after the workers are gone; a grandchild may hold a pipe open for ever.
-const LAST_WORDS_NS: u64 = 100_000_000;
+/// How often each pipe is still looked at after the workers are gone: far more than it takes to empty them. A
+/// grandchild may hold one open, and write for ever.
+const LAST_TURNS: u32 = 1024;
 const STOP: u64 = u64::MAX;
 
 /// Whose words a pipe carries, and who takes them.
@@ -125,20 +126,18 @@ impl Shared {
 }
 
 impl Capture {
-    /// The thread that calls the sinks.
-    pub fn thread_id(&self) -> Option<ThreadId> {
-        self.thread.as_ref().map(|thread| thread.thread().id())
-    }
-
-    /// Starts the thread; there is nothing to drain yet.
-    pub fn start() -> std::io::Result<Self> {
+    /// Starts the thread, which calls the sinks; there is nothing to drain yet.
+    pub fn start(owner: Owner) -> std::io::Result<Self> {
         let shared =
             Shared { poller: Poller::new()?, stop: EventFd::new()?, added: Mutex::new(Added::default()) };
         shared.poller.add(shared.stop.as_fd().as_fd(), STOP)?;
         let shared = Arc::new(shared);
         let run = {
             let shared = Arc::clone(&shared);
-            move || drain(&shared)
+            move || {
+                owner.adopt();
+                drain(&shared);
+            }
         };
         let thread = std::thread::Builder::new().name("handbell-output".into()).spawn(run)?;
         Ok(Self { shared, thread: Some(thread) })
@@ -171,20 +170,16 @@ impl Drop for Capture {
 fn drain(shared: &Shared) {
     let mut pipes: HashMap<u64, Pipe> = HashMap::new();
     let mut tokens = Vec::new();
-    let mut until_ns = None;
-    while until_ns.is_none() || !pipes.is_empty() {
-        if shared.poller.wait(&mut tokens, until_ns).is_err() {
+    let mut turns_left = None;
+    while turns_left != Some(0) && (turns_left.is_none() || !pipes.is_empty()) {
+        if shared.poller.wait(&mut tokens, None).is_err() {
             return;
         }
         pipes.extend(shared.added().pipes.drain(..));
-        if until_ns.is_some_and(|until_ns| clock::monotonic_ns() >= until_ns) {
-            break;
-        }
+        turns_left = turns_left.map(|left| left - 1);
         for &token in &tokens {
             if token == STOP {
-                if until_ns.is_none() {
-                    until_ns = Some(clock::monotonic_ns() + LAST_WORDS_NS);
-                }
+                turns_left.get_or_insert(LAST_TURNS);
                 continue;
             }
             let Some(pipe) = pipes.get_mut(&token) else { continue };
@@ -200,7 +195,7 @@ fn drain(shared: &Shared) {
             }
         }
         // With the stop raised its token is always there: look at the pipes alone from now on.
-        if until_ns.is_some() && tokens.iter().all(|token| *token == STOP) {
+        if turns_left.is_some() && tokens.iter().all(|token| *token == STOP) {
             break;
         }
     }

@@ -83,6 +83,11 @@ impl Worker {
         !*self.reaped() && child::is_stopped(self.pid)
     }
 
+    /// Whether its process has begun to end, though how it ends cannot be told yet.
+    pub fn is_ending(&self) -> bool {
+        !*self.reaped() && child::is_ending(self.pid)
+    }
+
     /// The last lines that it printed.
     pub fn tail(&self) -> &Tail {
         &self.tail

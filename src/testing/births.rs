@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::base::ids::GroupId;
 use crate::base::waiting::Waiting;
 use crate::os::cpu;
+use crate::os::owner::Owner;
 use crate::os::poll::EventFd;
 use crate::plan::loopback::Loopback;
 use crate::plan::plan::Plan;
@@ -65,6 +66,7 @@ impl Births {
             let first = specs.len() as u16;
             specs.extend((0..group.workers()).map(|process| WorkerSpec {
                 worker: first + process,
+                owner: Owner::new(),
                 doorbell: Loopback::default(),
                 secret: None,
                 stop_grace_ms: 1000,

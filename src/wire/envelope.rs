@@ -62,8 +62,6 @@ pub mod kind {
     pub const TERMINAL: u8 = 3;
     /// Worker → engine: this branch has ended; says nothing else.
     pub const DONE: u8 = 4;
-    /// Skipped by the reader.
-    pub const PAD: u8 = 5;
 }
 
 /// Values of [`Envelope::status`].

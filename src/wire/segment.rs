@@ -12,7 +12,7 @@ use crate::base::limits::{ARENA_UNITS, CONTROL_LINE_BYTES, PAGE_BYTES};
 /// `HANDBELL` in ASCII, read as a little-endian number.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"HANDBELL");
 /// Raised with every change of a size, an offset or a meaning.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Which of the two segments of a lane.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -125,7 +125,6 @@ pub fn describe() -> String {
         ("kind.output", kind::OUTPUT),
         ("kind.terminal", kind::TERMINAL),
         ("kind.done", kind::DONE),
-        ("kind.pad", kind::PAD),
     ] {
         row(name, usize::from(value));
     }

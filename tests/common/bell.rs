@@ -21,7 +21,7 @@ pub const LIFE: Life = Life { worker: 2, incarnation: 7 };
 pub const LAYOUT: u64 = 0x1234;
 
 pub fn far_ns() -> u64 {
-    monotonic_ns() + 60 * SECOND
+    monotonic_ns() + 3600 * SECOND
 }
 
 pub fn engine_terms(pid: u32) -> EngineTerms {
@@ -141,11 +141,12 @@ pub fn unannounced(listener: &Listener) -> Process {
     process
 }
 
-/// Announces a worker and lets it call.
+/// Announces a worker and lets it call. Its two seconds begin in an hour: how fast this machine is, is another
+/// matter.
 pub fn announce(listener: &mut Listener, process: &mut Process, timing: Timing) {
     let port = process.line().parse().expect("a port");
     let terms = EngineTerms { timing, ..engine_terms(process.child.id()) };
-    listener.announce(port, terms, monotonic_ns());
+    listener.announce(port, terms, far_ns());
     process.tell(b".");
 }
 

@@ -6,6 +6,7 @@ pub mod bell;
 pub mod held;
 pub mod nodes;
 pub mod ordered;
+pub mod played;
 pub mod scripted;
 pub mod watch;
 
@@ -13,8 +14,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use handbell::{
-    Category, Cause, Deadline, Drain, Engine, EngineBuilder, Failure, NodeId, Plan, Profile, StopReport,
-    WorkerEvent, WorkerNotice,
+    Category, Cause, Deadline, DispatchError, Drain, Engine, EngineBuilder, Failure, NodeId, Pending, Plan,
+    Profile, StopReport, WorkerEvent, WorkerNotice,
 };
 
 pub use nodes::app;
@@ -57,7 +58,12 @@ macro_rules! program {
 
 /// An engine over these nodes, all in group `g`, in a worker process, to be stated further.
 pub fn engine(nodes: &[&str]) -> EngineBuilder {
-    app().engine(Plan::new().group("g", nodes.iter().copied())).env(TOKEN, token())
+    engine_over(Plan::new().group("g", nodes.iter().copied()))
+}
+
+/// An engine over a plan of these nodes, which does not force a stop because the machine is slow.
+pub fn engine_over(plan: Plan) -> EngineBuilder {
+    app().engine(plan).env(TOKEN, token()).term_timeout(Duration::from_secs(60))
 }
 
 /// The same nodes in this process.
@@ -78,7 +84,7 @@ pub fn started(builder: EngineBuilder, node: &str) -> (Engine, NodeId) {
 
 /// Far enough away that only a hang reaches it.
 pub fn far() -> Deadline {
-    Deadline::after(Duration::from_secs(60))
+    Deadline::after(Duration::from_secs(3600))
 }
 
 pub fn ms(ms: u64) -> Deadline {
@@ -165,6 +171,22 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// Tries with ever more milliseconds until there is a result: nobody knows how slow the machine is. The watchdog
+/// ends what never has one.
+pub fn patiently<T>(first_ms: u64, mut attempt: impl FnMut(u64) -> Option<T>) -> T {
+    let _waiting = watch::doing("giving it more and more time");
+    let mut times = (0..).map(|tries| first_ms * 3u64.pow(tries));
+    times.find_map(&mut attempt).expect("there is always more time")
+}
+
+/// Sends a request that is to meet its deadline, again if that was so before it was sent.
+pub fn sent_within(engine: &Engine, node: NodeId, limit_ms: u64, payload: &[u8]) -> Pending {
+    patiently(limit_ms, |limit_ms| match engine.request(node).deadline(ms(limit_ms)).dispatch(payload) {
+        Err(DispatchError::Failed(failed)) if failed.category() == Category::Timeout => None,
+        sent => Some(sent.expect("it is taken")),
+    })
+}
+
 /// Bytes that differ with seed and place.
 pub fn pattern(seed: u32, len: usize) -> Vec<u8> {
     (0..len as u32)
@@ -193,6 +215,12 @@ pub fn kill(pid: i32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
     // It may be gone already.
     let _ = rustix::process::kill_process(pid, signal);
+}
+
+/// Stops a process by a signal; it stands still when this returns.
+pub fn pause(pid: i32) {
+    kill(pid, rustix::process::Signal::STOP);
+    until("it stands still", || watch::state_of(pid) == Some('T'));
 }
 
 /// The worker's process.

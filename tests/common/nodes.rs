@@ -7,6 +7,8 @@ use std::time::Duration;
 use handbell::{App, BuildError, EmitError, Node, NodeError, Output, Plan, Request};
 use rustix::process::{Signal, getpid, kill_process};
 
+use super::scripted;
+
 type Result = std::result::Result<(), NodeError>;
 
 pub fn app() -> App {
@@ -55,10 +57,16 @@ pub fn app() -> App {
     chain(app)
         .nodes_with(["count", "counted"], || Counter(0))
         .node_with("tally", || Ok(Tally(Vec::new())))
-        .node("burst_and_sleep", |request, output| {
-            request.payload().iter().try_for_each(|byte| output.emit(&[*byte]))?;
-            std::thread::sleep(Duration::from_millis(300));
+        .node("burst_and_wait", |request, output| {
+            let said = text(request);
+            let (bytes, gate) = said.split_once(' ').expect("bytes and a gate");
+            bytes.bytes().try_for_each(|byte| output.emit(&[byte]))?;
+            scripted::wait_at(gate);
             Ok(())
+        })
+        .node("gated", |request, output| {
+            scripted::wait_at(&text(request));
+            Ok(output.reply(request.payload())?)
         })
         .nodes_with(["until_cancelled", "cancelled_seen"], || Cancelled(0))
         .node_with("unbuildable", || Err::<Counter, _>(BuildError::new("no model file canary-4111")))

@@ -102,7 +102,11 @@ pub fn app() -> App {
         .node("sleepy", |request, output| {
             let frame = Frame::of(request.payload());
             if frame.input == 7 {
-                std::thread::sleep(Duration::from_millis(900));
+                while !request.is_cancelled() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                // Until those that were sent a little later are late, too.
+                std::thread::sleep(Duration::from_millis(300));
             }
             Ok(output.emit(&frame.child(0))?)
         })

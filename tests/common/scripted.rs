@@ -70,6 +70,14 @@ fn gate(number: u64) -> PathBuf {
     std::env::temp_dir().join(format!("{}-gate-{number}", super::token()))
 }
 
+/// Waits until the gate of this word is open.
+pub fn wait_at(word: &str) {
+    let number = word.strip_prefix('g').and_then(|number| number.parse().ok()).expect("a gate's word");
+    while !gate(number).exists() {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
 /// Does what its section of the script says.
 pub fn follow(request: &Request<'_>, output: &mut Output<'_>) -> Result<(), NodeError> {
     let text = String::from_utf8_lossy(request.payload());
@@ -102,11 +110,7 @@ pub fn follow(request: &Request<'_>, output: &mut Output<'_>) -> Result<(), Node
                     Some((to, key)) => output.key(number(key)).emit_to(to, said.as_bytes())?,
                     None => output.emit_to(to, said.as_bytes())?,
                 },
-                (("g", gate_number), _) => {
-                    while !gate(number(gate_number)).exists() {
-                        std::thread::sleep(Duration::from_micros(200));
-                    }
-                }
+                (("g", _), _) => wait_at(word),
                 (("z", ms), _) => std::thread::sleep(Duration::from_millis(number(ms))),
                 (("!", code), _) => return Err(NodeError::new(number(code) as u32, "")),
                 _ => panic!("no such word: {word}"),

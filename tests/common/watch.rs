@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
 
-/// A program that runs longer hangs; in seconds.
-const LIMIT_S: u64 = 120;
+/// A program of which no test begins or ends for so long hangs; in seconds.
+const LIMIT_S: u64 = 300;
 /// For longer runs than the usual one: another limit, in seconds.
 const LIMIT: &str = "HANDBELL_TEST_LIMIT_S";
 
+/// Tests that have begun, and tests that have ended.
+static STEPS: AtomicU64 = AtomicU64::new(0);
 static DOING: Mutex<BTreeMap<u64, String>> = Mutex::new(BTreeMap::new());
 
 fn doings() -> MutexGuard<'static, BTreeMap<u64, String>> {
@@ -50,7 +53,9 @@ pub fn run(tests: Vec<(&'static str, fn())>) -> ! {
     let trial = |(name, test): (&'static str, fn())| {
         Trial::test(name, move || {
             let _doing = doing(name);
+            STEPS.fetch_add(1, Ordering::Relaxed);
             test();
+            STEPS.fetch_add(1, Ordering::Relaxed);
             Ok(())
         })
     };
@@ -66,7 +71,15 @@ pub fn run(tests: Vec<(&'static str, fn())>) -> ! {
 }
 
 fn watchdog() {
-    thread::sleep(Duration::from_secs(super::number_from(LIMIT, LIMIT_S)));
+    let limit = Duration::from_secs(super::number_from(LIMIT, LIMIT_S));
+    let mut seen = (0, Instant::now());
+    while seen.1.elapsed() < limit {
+        thread::sleep(Duration::from_millis(100));
+        let steps = STEPS.load(Ordering::Relaxed);
+        if steps != seen.0 {
+            seen = (steps, Instant::now());
+        }
+    }
     let mut dump = format!("the program hangs; doing: {:#?}\n", doings().values().collect::<Vec<_>>());
     for task in entries("/proc/self/task") {
         let read =
@@ -143,7 +156,9 @@ impl Traces {
             .filter_map(|name| Some(format!("{name} {:?}", link(&name)?)));
         let mut descriptors: Vec<String> = open.filter(|open| !open.contains("/proc/")).collect();
         descriptors.sort();
+        // Other programs have theirs there, too.
         let mut shared_memory = entries("/dev/shm");
+        shared_memory.retain(|name| name.contains("handbell"));
         shared_memory.sort();
         Self { descriptors, shared_memory }
     }
@@ -154,7 +169,7 @@ impl Traces {
         let begin = Instant::now();
         loop {
             let left = self.left_now();
-            if left.is_empty() || begin.elapsed() > Duration::from_secs(20) {
+            if left.is_empty() || begin.elapsed() > Duration::from_secs(60) {
                 return left;
             }
             thread::sleep(Duration::from_millis(10));

@@ -23,7 +23,7 @@ macro_rules! variants {
     };
 }
 
-variants!(CAUSE_NAMES cause_name Cause: Deadline, Exit, Signal, Killed, Execution, Stopped);
+variants!(CAUSE_NAMES cause_name Cause: Deadline, Exit, Signal, OutOfMemory, Killed, Execution, Stopped);
 variants!(KILLED_NAMES killed_name KilledFor: Corruption, ConnectionLost, HeartbeatLost, Hung, StopOverrun);
 variants!(
     RULE_NAMES rule_name Rule: CommitWord, Kind, Status, Flags, PayloadLength, PayloadPlace, BlockHeld, Ticket,
@@ -55,7 +55,7 @@ pub fn shown(cause: Cause) -> String {
         Cause::Killed(reason) => format!("Killed({})", killed_name(&reason)),
         Cause::Execution { class, code } => format!("{}, code {code}", class_name(&class)),
         Cause::Exit(number) | Cause::Signal(number) => format!("{}({number})", cause_name(&cause)),
-        Cause::Deadline | Cause::Stopped => cause_name(&cause).to_owned(),
+        Cause::Deadline | Cause::OutOfMemory | Cause::Stopped => cause_name(&cause).to_owned(),
     }
 }
 
@@ -100,7 +100,7 @@ pub fn category_of(cause: Cause) -> Category {
     match cause {
         Cause::Deadline => Category::Timeout,
         Cause::Stopped | Cause::Killed(KilledFor::StopOverrun) => Category::Shutdown,
-        Cause::Exit(_) | Cause::Signal(_) | Cause::Killed(_) => Category::Transport,
+        Cause::Exit(_) | Cause::Signal(_) | Cause::OutOfMemory | Cause::Killed(_) => Category::Transport,
         Cause::Execution { .. } => Category::Execution,
     }
 }

@@ -54,6 +54,9 @@ pub struct DemoArgs {
     /// Processes that parse lines; the groups behind have one each
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     ingress_processes: u16,
+    /// Whether a worker that dies gets a successor; the policy keeps its state in one, and never does
+    #[arg(long, value_name = "WHEN", default_value = "never")]
+    restart: RestartArg,
     /// How engine and workers wait for each other
     #[arg(long, default_value = "adaptive")]
     waiting: WaitingArg,
@@ -87,6 +90,15 @@ enum RulesArg {
     Experiment,
 }
 
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum RestartArg {
+    /// The run ends with a message
+    Never,
+    /// What was in flight runs again, and the run goes on
+    #[value(name = "on_failure")]
+    OnFailure,
+}
+
 #[derive(ValueEnum, Clone, Copy, Debug)]
 enum WaitingArg {
     /// Look without end
@@ -112,6 +124,7 @@ impl DemoArgs {
         Manner {
             options: self.options(),
             ingress: self.ingress_processes.into(),
+            restarts: self.restart == RestartArg::OnFailure,
             window: self.window.into(),
             deadline: Duration::from_millis(self.deadline_ms.into()),
             waiting: self.waiting.into(),
@@ -194,7 +207,7 @@ fn finish(
     sides: Vec<Side>,
 ) -> Summary {
     for (side, summary) in sides.into_iter().zip(&mut summaries) {
-        summary.stops = side.stop().workers;
+        (summary.stops, summary.restarts) = side.stop();
     }
     Summary {
         manner: args.manner(),
@@ -280,7 +293,7 @@ struct Demo<'s> {
     sink: Option<Sink>,
     sides: &'s [Side],
     /// Of each side. All stand at the same line after each step.
-    streams: Vec<Stream<'s>>,
+    streams: Vec<Stream>,
     tally: Tally,
     kept: Vec<Vec<u8>>,
 }

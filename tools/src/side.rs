@@ -1,9 +1,11 @@
 //! One profile's half of the comparison: an engine over the plan, and what it counted.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use handbell::{
-    App, Counters, Deadline, Drain, Engine, NodeId, Profile, RequestBuilder, StopReport, Waiting,
+    App, Counters, Deadline, Drain, Engine, NodeId, Profile, RequestBuilder, Waiting, WorkerEvent, WorkerStop,
 };
 use hdrhistogram::Histogram;
 
@@ -35,6 +37,8 @@ pub struct Manner {
     pub options: Options,
     /// Processes that parse lines.
     pub ingress: usize,
+    /// Whether workers without a state of their own get successors.
+    pub restarts: bool,
     /// Lines in flight.
     pub window: usize,
     /// For each line.
@@ -42,6 +46,9 @@ pub struct Manner {
     /// How both sides of each lane wait.
     pub waiting: Waiting,
 }
+
+/// How many successors the workers of each group have had.
+pub type Restarts = BTreeMap<String, u64>;
 
 /// Hand-off times in nanoseconds.
 pub type Latency = Histogram<u64>;
@@ -80,6 +87,7 @@ pub struct Side {
     engine: Engine,
     entry: NodeId,
     manner: Manner,
+    restarts: Arc<Mutex<Restarts>>,
 }
 
 impl Side {
@@ -89,8 +97,17 @@ impl Side {
             exit: Exit::Start,
             message: format!("start refused, profile {}: {error}", profile.name()),
         };
+        let restarts = Arc::new(Mutex::new(Restarts::new()));
+        let counted = Arc::clone(&restarts);
         let engine = app
-            .engine(nodes::plan(manner.ingress))
+            .engine(nodes::plan(manner.ingress, manner.restarts))
+            .on_worker_event(move |notice| {
+                if notice.event == WorkerEvent::Restarted {
+                    // Nothing under this lock panics.
+                    let mut counts = counted.lock().unwrap_or_else(PoisonError::into_inner);
+                    *counts.entry(notice.group.to_string()).or_default() += 1;
+                }
+            })
             .profile(profile)
             .waiting(manner.waiting)
             .slots(manner.window.next_power_of_two().max(16))
@@ -100,7 +117,7 @@ impl Side {
             .start()
             .map_err(|error| refused(&error))?;
         let entry = engine.node(nodes::ENTRY).map_err(|error| refused(&error))?;
-        Ok(Self { profile, engine, entry, manner })
+        Ok(Self { profile, engine, entry, manner, restarts })
     }
 
     /// Where the nodes run.
@@ -152,8 +169,9 @@ impl Side {
         self.request(Session::Stream).call(b"").map(drop).map_err(Problem::from)
     }
 
-    /// Stops the engine.
-    pub fn stop(self) -> StopReport {
-        self.engine.stop(Drain::within(DRAIN))
+    /// Stops the engine: how its workers ended, and what successors they had had.
+    pub fn stop(self) -> (Vec<WorkerStop>, Restarts) {
+        let report = self.engine.stop(Drain::within(DRAIN));
+        (report.workers, self.restarts.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 }

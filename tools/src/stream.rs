@@ -19,8 +19,8 @@ use crate::load_limits::reply::{Reason, write_reply};
 use crate::side::{Latency, Session, Side, latency, record};
 
 /// One profile's lines in flight.
-pub struct Stream<'s> {
-    run: handbell::Run<'s, Lines>,
+pub struct Stream {
+    run: handbell::Run<Lines>,
     feed: Rc<RefCell<Feed>>,
     options: Options,
     latency: Latency,
@@ -28,9 +28,9 @@ pub struct Stream<'s> {
     reply: Vec<u8>,
 }
 
-impl<'s> Stream<'s> {
+impl Stream {
     /// Of the lines of one input.
-    pub fn start(side: &'s Side) -> Result<Self, Problem> {
+    pub fn start(side: &Side) -> Result<Self, Problem> {
         let feed = Rc::new(RefCell::new(Feed::default()));
         let manner = side.manner();
         let run = side.engine().run(side.entry(), Lines(Rc::clone(&feed)));

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::demo::Tally;
 use crate::exit::{Exit, Problem};
 use crate::load_limits::policy::Rules;
-use crate::side::{Latency, Ledger, Manner, Side};
+use crate::side::{Latency, Ledger, Manner, Restarts, Side};
 
 /// Everything that is shown of a run.
 pub struct Summary {
@@ -36,6 +36,8 @@ pub struct SideSummary {
     ledger: Ledger,
     /// How its workers ended.
     pub stops: Vec<WorkerStop>,
+    /// Successors of dead workers.
+    pub restarts: Restarts,
 }
 
 impl SideSummary {
@@ -48,6 +50,7 @@ impl SideSummary {
             alone: Percentiles::of(alone),
             ledger,
             stops: Vec::new(),
+            restarts: Restarts::new(),
         }
     }
 }
@@ -126,6 +129,7 @@ impl Summary {
             "input": self.input,
             "output": self.output,
             "ingress_processes": self.manner.ingress,
+            "restart": if self.manner.restarts { "on_failure" } else { "never" },
             "waiting": self.waiting(),
             "window": self.manner.window,
             "deadline_ms": self.manner.deadline.as_millis() as u64,
@@ -257,13 +261,17 @@ impl SideSummary {
             let states = if group.processes == 1 { "state" } else { "states" };
             return format!("{name}{} {states}", group.processes);
         }
-        let worker = |pid: &i32| match self.stops.iter().find(|stop| stop.pid == *pid) {
-            Some(stop) => format!("{pid} (stopped: {})", mode(stop.mode)),
-            None => pid.to_string(),
-        };
-        let workers: Vec<String> = group.worker_pids.iter().map(worker).collect();
+        let stops = self.stops.iter().filter(|stop| stop.group == group.name);
+        // As they were at the end: a successor stands in the place of who died.
+        let workers: Vec<String> =
+            stops.map(|stop| format!("{} (stopped: {})", stop.pid, mode(stop.mode))).collect();
         let pids = if workers.len() == 1 { "worker pid" } else { "worker pids" };
-        format!("{name}{pids} {}", workers.join(", "))
+        let restarts = match self.restarts.get(&group.name) {
+            None => String::new(),
+            Some(1) => ", restarted once".into(),
+            Some(count) => format!(", restarted {count} times"),
+        };
+        format!("{name}{pids} {}{restarts}", workers.join(", "))
     }
 
     /// Crossings into groups.
@@ -288,6 +296,7 @@ impl SideSummary {
                 "nodes": group.nodes,
                 "processes": group.processes,
                 "worker_pids": group.worker_pids,
+                "restarts": self.restarts.get(&group.name).copied().unwrap_or(0),
             })
         };
         let stop = |stop: &WorkerStop| json!({"pid": stop.pid, "group": stop.group, "mode": mode(stop.mode)});
@@ -343,6 +352,7 @@ mod tests {
             manner: Manner {
                 options: Options { rules: Rules::Baseline, reasons: false },
                 ingress: 1,
+                restarts: false,
                 window: 1,
                 deadline: Duration::from_secs(5),
                 waiting: Waiting::Adaptive,

@@ -57,11 +57,12 @@ counters! {
     cancelled,
     /// Requests that their deadline ended.
     expired,
-    /// Terminal frames read from workers.
+    /// Terminal frames read from workers. An answer that a run keeps until the other branches of its input have
+    /// ended is counted then.
     terminals_received,
     /// Terminal frames that ended their request.
     terminals_that_ended,
-    /// Terminal frames for a request that had completed.
+    /// Terminal frames for a request that had completed, or, in a run, had another that counted.
     duplicate_terminal,
     /// Terminal frames for a request that had ended otherwise, or was never known to have completed.
     late_reply_drop,
@@ -111,8 +112,17 @@ impl Counter {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub fn add_many(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
     pub fn take_back(&self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// As [`Counter::add_as_reader`].
+    pub fn take_back_as_reader(&self) {
+        self.0.store(self.0.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
     }
 
     /// For counters that only the holder of a lane's reader role changes.

@@ -5,7 +5,7 @@ use super::counters::LaneCounters;
 use super::events::{Event, EventKind};
 use super::hop::{Hop, HopState, Source, is_later};
 use super::outcome::Outcome;
-use super::root::{Aftermath, NoBranch, Root, RootKey};
+use super::root::{Aftermath, BranchEnd, NoBranch, Root, RootKey};
 use super::{Branch, CALLERS_ID, Correlation, EndedRoot, Passage, Verdict, tags};
 use crate::base::clock::has_passed;
 use crate::base::failure::{Category, Cause, ExecutionClass, Failure, Rule};
@@ -108,6 +108,7 @@ impl Correlation {
         let hop = &self.hops[ticket.slot() as usize];
         if frame.kind == kind::TERMINAL {
             match key.filter(|key| self.is_theirs(*key, frame, counters, now_ns)) {
+                Some(key) if self.must_wait(key, ticket, last) => return Ok(Verdict::Candidate(key)),
                 Some(key) if self.roots[key.index as usize].try_end(key.generation) => {
                     counters.terminals_that_ended.add_as_reader();
                     fill(self.cell(key.index));
@@ -166,8 +167,12 @@ impl Correlation {
         // A hop that another one follows has been closed with the opening of that.
         if last == LastMark::Ended && !matches!(passage, Passage::On(_)) {
             let ended = self.end_branch(counters, ticket, key, now_ns);
-            if let (Passage::Dropped, Verdict::Ended(index, aftermath)) = (&passage, ended) {
-                return Ok(Passage::Ended(index, aftermath));
+            match (&passage, ended) {
+                (Passage::Dropped, Verdict::Ended(index, aftermath)) => {
+                    return Ok(Passage::Ended(index, aftermath));
+                }
+                (Passage::Dropped, Verdict::Due(key)) => return Ok(Passage::Due(key)),
+                _ => {}
             }
         }
         Ok(passage)
@@ -201,13 +206,17 @@ impl Correlation {
             return too_many(ExecutionClass::TooManyHops);
         }
         if parent_hop.is_repeated_output() {
-            counters.replayed_output_drop.add_as_reader();
+            if root.open_generation() == Some(key.generation) {
+                counters.replayed_output_drop.add_as_reader();
+            } else {
+                self.drop_frame(counters, frame, now_ns);
+            }
             return Passage::Dropped;
         }
         let closing = (last == LastMark::Ended).then_some(parent.slot() % branches);
         let entry = match root.begin_branch(key.generation, closing, branches) {
             Ok(entry) => entry,
-            Err(NoBranch::Full) => return too_many(ExecutionClass::TooManyBranches),
+            Err(NoBranch::TooMany) => return too_many(ExecutionClass::TooManyBranches),
             Err(NoBranch::Ended) => {
                 self.drop_frame(counters, frame, now_ns);
                 return Passage::Dropped;
@@ -245,7 +254,7 @@ impl Correlation {
     }
 
     /// A branch has ended; so has its root if it was the last one.
-    fn end_branch(
+    pub(super) fn end_branch(
         &self,
         counters: &LaneCounters,
         ticket: Ticket,
@@ -255,14 +264,14 @@ impl Correlation {
         // The root may have been freed and used again meanwhile; every step minds the generation.
         let closed = self.hops[ticket.slot() as usize].close(ticket.generation());
         let entry = ticket.slot() % self.sizes.max_branches as u32;
-        match key {
-            Some(key) if closed && self.roots[key.index as usize].end_branch(key.generation, entry) => {
-                if self.roots[key.index as usize].try_end(key.generation) {
-                    return self.end_by_last(counters, key.index, ticket, now_ns);
-                }
-                Verdict::Dropped
+        let Some(key) = key.filter(|_| closed) else { return Verdict::Dropped };
+        let root = &self.roots[key.index as usize];
+        match root.end_branch(key.generation, entry) {
+            BranchEnd::Last if root.try_end(key.generation) => {
+                self.end_by_last(counters, key.index, ticket, now_ns)
             }
-            _ => Verdict::Dropped,
+            BranchEnd::LastOfAnswered => Verdict::Due(key),
+            BranchEnd::Last | BranchEnd::NotLast => Verdict::Dropped,
         }
     }
 
@@ -316,8 +325,10 @@ impl Correlation {
         // Between the end of the root and the look at its positions; pairs with the senders' fence.
         fence(Ordering::SeqCst);
         let age = |hop: &&Hop| hop.generation().wrapping_sub(key.generation) % Ticket::GENERATIONS;
-        let there = |hop: &&Hop| place.is_none_or(|place| hop.is_asked_of(place));
-        let failed = self.open_hops(key).filter(there).min_by_key(age);
+        let there = |hop: &&Hop| place.is_none_or(|place| hop.lane() == Some(place.lane));
+        let is_of_another_life = |hop: &Hop| place.is_some_and(|place| !hop.is_asked_of(place));
+        let rank = |hop: &&Hop| (is_of_another_life(hop), age(hop));
+        let failed = self.open_hops(key).filter(there).min_by_key(rank);
         // Between two hops of a path none is open; then the latest one speaks.
         let failed = failed.or_else(|| self.hops_since(key).filter(there).max_by_key(age));
         let group = failed.map_or(GroupId(0), Hop::group);
@@ -353,7 +364,8 @@ impl Correlation {
     }
 
     /// Ends every root with a hop that has been sent to `source` and not ended, in the order of registration. What
-    /// only waits in front of it can wait for its successor, unless there is to be none.
+    /// only waits in front of it can wait for its successor, unless there is to be none: then whatever has a hop in
+    /// its lane ends.
     pub fn end_all_of(
         &self,
         source: Source,
@@ -362,7 +374,11 @@ impl Correlation {
         now_ns: u64,
         started: impl Fn(Source, u64) -> bool,
     ) -> Vec<EndedRoot> {
-        let is_lost = |hop: &Hop| hop.is_asked_of(source) && (!has_successor || hop.placed().is_some());
+        let is_lost = |hop: &Hop| match has_successor {
+            true => hop.is_asked_of(source) && hop.placed().is_some(),
+            // What was to wait for a successor may have been asked of an earlier life.
+            false => hop.lane() == Some(source.lane),
+        };
         let open = self.open_roots(|key| self.open_hops(key).any(is_lost));
         let outcome = Outcome::Failed(cause);
         let end = |key| self.end(key, Some(source), outcome, now_ns, &started);
@@ -395,6 +411,12 @@ impl Correlation {
 
     /// What every end has in common, after the winner has counted it.
     fn finish(&self, index: u32, outcome: Outcome, group: GroupId, started: bool, now_ns: u64) -> Aftermath {
+        self.conclude(index, outcome, group, started, now_ns);
+        self.roots[index as usize].finish()
+    }
+
+    /// The same, but that the owner does not see it yet.
+    pub(super) fn conclude(&self, index: u32, outcome: Outcome, group: GroupId, started: bool, now_ns: u64) {
         let root = &self.roots[index as usize];
         let place = root.place.load(Ordering::Relaxed);
         root.outcome.put(outcome, group, started);
@@ -410,10 +432,9 @@ impl Correlation {
             Outcome::Failed(cause) => (EventKind::Failed, Some(Failure::category_of(cause))),
         };
         self.events.add(Event { kind, trace_id: TraceId::from_words(words), at_ns: now_ns, status });
-        root.finish()
     }
 
-    fn drop_frame(&self, counters: &LaneCounters, frame: &Envelope, now_ns: u64) {
+    pub(super) fn drop_frame(&self, counters: &LaneCounters, frame: &Envelope, now_ns: u64) {
         let kind = match frame.kind {
             kind::TERMINAL => {
                 let latest = self.numbers.load(Ordering::Relaxed);

@@ -18,6 +18,14 @@ pub(super) struct Index {
     links: Box<[AtomicU32]>,
 }
 
+/// Callers' ids may be random, or counters in either byte order, in any part of the id. Both halves of the product
+/// count: the low ones of a number that stands high are nought.
+#[inline(always)]
+fn spread(id: [u64; 2]) -> usize {
+    let product = u128::from(id[0] ^ id[1].rotate_left(32)) * 0x9E37_79B9_7F4A_7C15;
+    (product as u64 ^ (product >> 64) as u64) as usize
+}
+
 impl Index {
     pub fn new(roots: usize) -> Self {
         let buckets = (roots * 2).next_power_of_two();
@@ -28,10 +36,7 @@ impl Index {
     }
 
     fn bucket(&self, id: [u64; 2]) -> &AtomicU32 {
-        // Fibonacci hashing of both halves: callers' ids may be counters or random.
-        let hash = (id[0].rotate_left(32) ^ id[1]).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let hash = (hash ^ id[0] >> 7).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        &self.buckets[(hash >> 33) as usize & (self.buckets.len() - 1)]
+        &self.buckets[spread(id) & (self.buckets.len() - 1)]
     }
 
     fn claim(bucket: &AtomicU32) -> u32 {
@@ -128,6 +133,21 @@ mod tests {
             assert!(index.insert(id_of(root), root + 8, id_of));
         }
         assert_eq!(index.count(), 8);
+    }
+
+    #[test]
+    fn callers_counters_spread_over_the_buckets_wherever_they_stand() {
+        for shift in 0..=104 {
+            let mut chains = [0; 2048];
+            for counter in 0..1024u128 {
+                let id = counter << shift;
+                chains[spread([id as u64, (id >> 64) as u64]) & 2047] += 1;
+                let id = id.swap_bytes();
+                chains[spread([id as u64, (id >> 64) as u64]) & 2047] += 1;
+            }
+            let longest = chains.iter().max().copied().unwrap_or_default();
+            assert!(longest <= 8, "{longest} in one bucket, shifted by {shift}");
+        }
     }
 
     #[test]

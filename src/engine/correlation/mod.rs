@@ -20,6 +20,7 @@ mod freelist;
 mod history;
 mod hop;
 mod index;
+mod kept;
 mod outcome;
 mod root;
 
@@ -29,6 +30,7 @@ pub use events::{Event, EventKind};
 pub(crate) use counters::LaneCounters;
 pub(crate) use ends::Way;
 pub(crate) use hop::Source;
+pub(crate) use kept::{Tally, Winner};
 pub(crate) use outcome::{Outcome, cause_from_word, cause_to_word};
 pub(crate) use root::{Aftermath, Phase, RootKey};
 
@@ -91,6 +93,11 @@ pub(crate) enum Refused {
 pub(crate) enum Verdict {
     /// It ended this root; its payload is taken over.
     Ended(u32, Aftermath),
+    /// It answers a request of a run that has other branches: what it is depends on them. Only of a terminal. The
+    /// run is to keep its payload; [`Correlation::candidate`] follows.
+    Candidate(RootKey),
+    /// The last branch has ended, and answers of this request are kept: [`Correlation::end_with_answer`] follows.
+    Due(RootKey),
     /// Its payload is not wanted.
     Dropped,
 }
@@ -101,6 +108,8 @@ pub(crate) enum Passage<'c> {
     On(Branch<'c>),
     /// It was one too many: its root has ended.
     Ended(u32, Aftermath),
+    /// As [`Verdict::Due`].
+    Due(RootKey),
     /// It is not wanted.
     Dropped,
 }
@@ -152,11 +161,15 @@ pub(crate) struct Correlation {
     history: History,
     events: Events,
     counters: Box<[LaneCounters]>,
+    /// The same for what is counted without a lane's reader role.
+    beside: Box<[LaneCounters]>,
     /// Requests admitted so far; the next number is one more.
     numbers: AtomicU64,
 }
 
 const CALLERS_ID: u64 = 1 << 32;
+/// The request is one of a run: it ends with its last branch.
+const IN_RUN: u64 = 1 << 33;
 
 impl Correlation {
     pub fn new(sizes: Sizes, id_seed: u64) -> Self {
@@ -173,6 +186,7 @@ impl Correlation {
             history: History::new(sizes.completed_history),
             events: Events::new(),
             counters: (0..sizes.lanes).map(|_| LaneCounters::default()).collect(),
+            beside: Self::beside(sizes.lanes),
             numbers: AtomicU64::new(0),
             sizes,
         }
@@ -359,7 +373,7 @@ impl Correlation {
 
     /// The counters of each lane.
     pub fn lane_counters(&self) -> impl Iterator<Item = Counters> {
-        self.counters.iter().map(LaneCounters::read)
+        self.counters.iter().zip(&self.beside).map(|(counters, beside)| counters.read() + beside.read())
     }
 
     /// The sums over all lanes.

@@ -93,6 +93,7 @@ pub(crate) fn cause_to_word(cause: Cause) -> u64 {
         Cause::Stopped => (6, 0),
         Cause::Killed(KilledFor::HeartbeatLost { silence_ms }) => (8, silence_ms),
         Cause::Killed(KilledFor::Hung) => (9, 0),
+        Cause::OutOfMemory => (10, 0),
         Cause::Execution { class, code } => (7 | u64::from(class as u16) << 8, code),
     };
     kind | u64::from(number) << 32
@@ -111,6 +112,7 @@ pub(crate) fn cause_from_word(word: u64) -> Cause {
         6 => Cause::Stopped,
         8 => Cause::Killed(KilledFor::HeartbeatLost { silence_ms: number }),
         9 => Cause::Killed(KilledFor::Hung),
+        10 => Cause::OutOfMemory,
         _ => {
             let class = ExecutionClass::from_code((word >> 8) as u16).unwrap_or(ExecutionClass::NodeError);
             Cause::Execution { class, code: number }
@@ -128,6 +130,7 @@ mod tests {
             Cause::Deadline,
             Cause::Exit(-7),
             Cause::Signal(9),
+            Cause::OutOfMemory,
             Cause::Killed(KilledFor::ConnectionLost),
             Cause::Killed(KilledFor::StopOverrun),
             Cause::Killed(KilledFor::HeartbeatLost { silence_ms: 10_000 }),

@@ -11,8 +11,8 @@
 //! The word also carries the generation, so that whoever speaks of an earlier user of the place fails the
 //! exchange, and three marks: the owner sleeps, the owner has left a waker, the owner has gone.
 //!
-//! A second word says which of the root's hop entries are open, and how many threads are at work on one of
-//! them (*pins*). Forbidden: an entry is opened, or given its lane, for a root that has been freed meanwhile.
+//! A second word says which of the root's hop entries are open, whether an answer is kept until the last of them
+//! has ended, and how many threads are at work on one of them (*pins*). Forbidden: an entry is opened, or given its lane, for a root that has been freed meanwhile.
 //! Who works on an entry pins, then looks whether the root is open; who frees ends the root, then waits until
 //! nobody pins. All four accesses are sequentially consistent, so one of the two sees the other. Who pins and
 //! then finds the root ended may be too late for the other to wait: such a pin is taken back only if the place
@@ -36,7 +36,11 @@ pub(super) const GENERATION_SHIFT: u32 = 24;
 const BRANCHES: u64 = 0xFFFF;
 /// One thread at work on a hop entry; at most two for each, one that hands it on and one that empties a queue.
 const PIN: u64 = 1 << 16;
-const PINS: u64 = 0xFF * PIN;
+const PINS: u64 = 0x7F * PIN;
+/// An answer is kept.
+const KEPT: u64 = 1 << 23;
+/// Of the word that counts branches: beside the generation.
+const COUNT: u64 = (1 << GENERATION_SHIFT) - 1;
 
 /// Names a root for as long as its owner has not taken its outcome.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,6 +48,17 @@ pub(crate) struct RootKey {
     pub index: u32,
     /// The request's number modulo the generations of a ticket.
     pub generation: u64,
+}
+
+/// What the end of a hop is to its root.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum BranchEnd {
+    /// Others are open, or it had ended before.
+    NotLast,
+    /// None is open any more.
+    Last,
+    /// The same, and an answer is kept.
+    LastOfAnswered,
 }
 
 /// What the ending thread must do after the outcome is out.
@@ -59,13 +74,13 @@ pub(crate) struct Aftermath {
     pub detached: bool,
 }
 
-/// No hop entry of the root can be opened.
+/// The root can have no further branch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum NoBranch {
     /// The root has ended.
     Ended,
-    /// All its entries are open.
-    Full,
+    /// It has had as many as it may.
+    TooMany,
 }
 
 /// Where a request stands, as its owner sees it.
@@ -87,10 +102,12 @@ pub(super) struct Root {
     pub trace_id: [AtomicU64; 2],
     /// `reply_to`, run, scenario.
     pub tags: AtomicU64,
-    /// Lane that counts it, whether the id is the caller's.
+    /// Lane that counts it, whether the id is the caller's, whether it is of a run.
     pub place: AtomicU64,
-    /// Generation, pins, which hop entries are open.
+    /// Generation, whether an answer is kept, pins, which hop entries are open.
     branches: AtomicU64,
+    /// Generation, and how many branches the root has ever had.
+    branched: AtomicU64,
     /// Grows when a hop of the root gets its lane, for an owner who looks at lanes.
     moves: AtomicU64,
     pub outcome: OutcomeCell,
@@ -103,6 +120,7 @@ impl Root {
     /// goes on to them.
     pub fn open(&self, generation: u64) {
         self.branches.store(generation << GENERATION_SHIFT | 1, Ordering::Relaxed);
+        self.branched.store(generation << GENERATION_SHIFT | 1, Ordering::Relaxed);
         self.state.store(generation << GENERATION_SHIFT | OPEN, Ordering::Release);
     }
 
@@ -151,22 +169,49 @@ impl Root {
         if word >> GENERATION_SHIFT == generation { word & BRANCHES } else { 0 }
     }
 
-    /// The hop in this entry has ended; true if it was the last open one.
-    pub fn end_branch(&self, generation: u64, entry: u32) -> bool {
+    /// The hop in this entry has ended. Acquire and Release: whoever ends the last one sees every answer that was
+    /// kept before another ended.
+    pub fn end_branch(&self, generation: u64, entry: u32) -> BranchEnd {
         let mut word = self.branches.load(Ordering::Relaxed);
         // The root may have been freed and taken again meanwhile; then the word is of another generation.
         while word >> GENERATION_SHIFT == generation && word & 1 << entry != 0 {
             let left = word & !(1 << entry);
             match self.branches.compare_exchange_weak(word, left, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return left & BRANCHES == 0,
+                Ok(_) if left & BRANCHES != 0 => return BranchEnd::NotLast,
+                Ok(_) if left & KEPT != 0 => return BranchEnd::LastOfAnswered,
+                Ok(_) => return BranchEnd::Last,
                 Err(now) => word = now,
             }
         }
-        false
+        BranchEnd::NotLast
     }
 
-    /// Opens another of the first `limit` entries, gives `closing` back in the same step, and pins.
+    /// Whether the hop in this entry is the only open one of the root, and no answer is kept.
+    pub fn is_alone(&self, generation: u64, entry: u32) -> bool {
+        let word = self.branches.load(Ordering::Acquire);
+        word >> GENERATION_SHIFT == generation && word & (BRANCHES | KEPT) == 1 << entry
+    }
+
+    /// Notes that an answer is kept. By whoever has yet to end the hop that it came by.
+    pub fn keep(&self, generation: u64) {
+        let mut word = self.branches.load(Ordering::Relaxed);
+        while word >> GENERATION_SHIFT == generation && word & KEPT == 0 {
+            let kept = word | KEPT;
+            // Relaxed: the end of that hop publishes it.
+            match self.branches.compare_exchange_weak(word, kept, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Opens another of the first `limit` entries, gives `closing` back in the same step, and pins. What takes no
+    /// place of another is one more branch; a root has `limit` of them in its life, and the first from its
+    /// registration on.
     pub fn begin_branch(&self, generation: u64, closing: Option<u32>, limit: u32) -> Result<u32, NoBranch> {
+        if closing.is_none() {
+            self.count_branch(generation, limit)?;
+        }
         let mut word = self.branches.load(Ordering::Relaxed);
         loop {
             if word >> GENERATION_SHIFT != generation {
@@ -174,13 +219,30 @@ impl Root {
             }
             let kept = closing.map_or(word, |entry| word & !(1 << entry));
             let entry = (kept & BRANCHES).trailing_ones();
-            if entry >= limit {
-                return Err(NoBranch::Full);
-            }
+            assert!(entry < limit, "no more branches are open than have been counted");
             debug_assert!(word & PINS != PINS, "two pins for each entry at most");
             let taken = (kept | 1 << entry) + PIN;
             match self.branches.compare_exchange_weak(word, taken, Ordering::SeqCst, Ordering::Relaxed) {
                 Ok(_) => break self.look_again(generation).map(|()| entry),
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Counts one more branch. How many are open in the same moment depends on who is faster; how many there have
+    /// been does not.
+    fn count_branch(&self, generation: u64, limit: u32) -> Result<(), NoBranch> {
+        let mut word = self.branched.load(Ordering::Relaxed);
+        loop {
+            if word >> GENERATION_SHIFT != generation {
+                return Err(NoBranch::Ended);
+            }
+            if word & COUNT >= u64::from(limit) {
+                return Err(NoBranch::TooMany);
+            }
+            // Relaxed: it counts, and orders nothing.
+            match self.branched.compare_exchange_weak(word, word + 1, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Ok(()),
                 Err(now) => word = now,
             }
         }
@@ -296,10 +358,11 @@ mod tests {
         root.unpin();
         // The owner took the reply, and the place is used again before the frames' readers close the hops.
         root.open(8);
-        assert!(!root.end_branch(7, 0) && !root.end_branch(7, 1));
+        assert_eq!([0, 1].map(|entry| root.end_branch(7, entry)), [BranchEnd::NotLast; 2]);
         assert_eq!(root.begin_branch(7, None, 2), Err(NoBranch::Ended));
         assert!(!root.pin(7));
-        assert!(root.end_branch(8, 0) && !root.end_branch(8, 0));
+        root.keep(7);
+        assert_eq!([(); 2].map(|()| root.end_branch(8, 0)), [BranchEnd::Last, BranchEnd::NotLast]);
     }
 
     #[test]
@@ -323,13 +386,46 @@ mod tests {
         root.open(1);
         assert_eq!(root.begin_branch(1, Some(0), 1), Ok(0), "the last branch is never missing in between");
         root.unpin();
-        assert_eq!(root.begin_branch(1, None, 1), Err(NoBranch::Full));
+        assert_eq!(root.begin_branch(1, None, 1), Err(NoBranch::TooMany));
         assert_eq!(root.begin_branch(1, Some(0), 2), Ok(0));
         root.unpin();
         assert_eq!(root.open_branches(1), 1);
-        assert!(root.end_branch(1, 0));
+        assert_eq!(root.end_branch(1, 0), BranchEnd::Last);
         assert!(root.try_end(1));
         assert_eq!(root.begin_branch(1, None, 2), Err(NoBranch::Ended));
         assert!(!root.pin(1));
+    }
+    #[test]
+    fn a_branch_that_has_ended_still_counts() {
+        let root = Root::default();
+        root.open(1);
+        for branch in 1..4 {
+            assert_eq!(root.begin_branch(1, None, 4), Ok(1), "branch {branch} has the free entry");
+            root.unpin();
+            assert_eq!(root.end_branch(1, 1), BranchEnd::NotLast);
+            assert_eq!(root.begin_branch(1, Some(0), 4), Ok(0), "going on costs nothing");
+            root.unpin();
+        }
+        assert_eq!(root.begin_branch(1, None, 4), Err(NoBranch::TooMany));
+        root.open(2);
+        assert_eq!(root.begin_branch(1, None, 4), Err(NoBranch::Ended));
+        assert_eq!(root.begin_branch(2, None, 4), Ok(1), "the place's next user counts for itself");
+    }
+    #[test]
+    fn order_01_a_kept_answer_waits_for_the_last_branch() {
+        let root = Root::default();
+        root.open(1);
+        assert!(root.is_alone(1, 0) && !root.is_alone(2, 0));
+        assert_eq!(root.begin_branch(1, None, 2), Ok(1));
+        root.unpin();
+        assert!(!root.is_alone(1, 0));
+        root.keep(1);
+        assert_eq!(root.end_branch(1, 0), BranchEnd::NotLast);
+        assert!(!root.is_alone(1, 1), "an answer is kept");
+        assert_eq!(root.begin_branch(1, Some(1), 2), Ok(0), "branches go on beside it");
+        root.unpin();
+        assert_eq!(root.end_branch(1, 0), BranchEnd::LastOfAnswered);
+        root.open(2);
+        assert!(root.is_alone(2, 0));
     }
 }

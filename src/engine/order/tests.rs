@@ -166,6 +166,33 @@ fn order_01_an_input_that_ends_gives_back_what_is_held_and_makes_room() {
 }
 
 #[test]
+fn order_01_of_several_answers_the_first_place_counts() {
+    let mut order = diamond();
+    let answers = |order: &mut Order<u64>, id| order.mark(id).map(|marked| (marked.input, marked.is_first));
+    order.begin(1, 10);
+    order.begin(2, 20);
+    assert_eq!(answers(&mut order, 10), None, "held");
+    assert_eq!(order.enter(), [10, 20]);
+    order.emit(10, 11, 1);
+    assert_eq!(answers(&mut order, 10), Some((1, true)), "nobody has answered");
+    order.emit(10, 12, 2);
+    assert_eq!(order.enter(), [11, 12]);
+    assert_eq!(answers(&mut order, 12), Some((1, false)), "behind the answer of 10");
+    assert_eq!(answers(&mut order, 20), Some((2, true)), "of another input");
+    assert_eq!(answers(&mut order, 11), Some((1, true)), "before the answer of 10");
+    assert_eq!(answers(&mut order, 11), Some((1, false)));
+    order.emit(11, 13, 3);
+    assert_eq!(order.enter(), [13], "an answer holds nobody up");
+    order.end_all(&[10, 11, 12]);
+    assert_eq!(answers(&mut order, 13), Some((1, false)), "11 had answered before");
+    order.end(13);
+    assert_eq!(answers(&mut order, 13), None, "it has ended");
+    assert_eq!(order.len(), 1);
+    assert_eq!((order.end_input(1), order.end_input(2)), (vec![], vec![]));
+    assert!(order.is_empty() && order.marks.is_empty() && order.inputs.is_empty());
+}
+
+#[test]
 fn order_01_a_held_frame_neither_emits_nor_ends() {
     let mut order = chain();
     order.begin(1, 10);
@@ -273,6 +300,8 @@ struct Model<'a> {
     live: Vec<Live>,
     /// The place that entered each group last.
     latest: HashMap<u16, Vec<u64>>,
+    /// The least place of an answer, by input. An answer takes an emission index, like an output.
+    answers: HashMap<u64, Vec<u64>>,
 }
 
 impl Model<'_> {
@@ -328,14 +357,14 @@ fn history(seed: u64) -> u64 {
     let plan = RandomPlan::new(&mut random);
     let reach = plan.reach.iter().map(|groups| groups.iter().copied().collect()).collect();
     let mut order = Order::new(Arc::new(Reach::new(plan.groups.clone(), reach)));
-    let mut model = Model { plan: &plan, live: Vec::new(), latest: HashMap::new() };
+    let mut model = Model { plan: &plan, live: Vec::new(), latest: HashMap::new(), answers: HashMap::new() };
     let (mut input, mut id, mut entered, mut steps) = (0, 0, 0, 40 + random.below(80));
     loop {
         // At the end everything that executes ends, in any order, and nothing is added.
         let is_closing = steps == 0;
         steps = steps.saturating_sub(1);
         let executing = model.ids(false, None);
-        match random.below(10) {
+        match random.below(12) {
             0..=2 if !is_closing => {
                 (input, id) = (input + 1 + random.below(3) as u64, id + 1);
                 let node = random.below(plan.groups.len()) as u16;
@@ -359,6 +388,18 @@ fn history(seed: u64) -> u64 {
                 let input = 1 + random.below(input as usize) as u64;
                 assert_eq!(order.end_input(input), model.ids(true, Some(input)), "seed {seed}");
                 model.live.retain(|frame| frame.place[0] != input);
+                model.answers.remove(&input);
+            }
+            8 if !executing.is_empty() => {
+                let answered = random.pick(&executing);
+                let frame = model.live.iter_mut().find(|frame| frame.id == answered).expect("live");
+                let (input, place) = (frame.place[0], frame.stands_at());
+                frame.emitted += 1;
+                let is_first = model.answers.get(&input).is_none_or(|first| place < *first);
+                if is_first {
+                    model.answers.insert(input, place);
+                }
+                assert_eq!(order.mark(answered), Some(Marked { input, is_first }), "seed {seed}");
             }
             _ if !executing.is_empty() => {
                 let ended = random.pick(&executing);
@@ -382,12 +423,15 @@ fn history(seed: u64) -> u64 {
         assert_eq!(order.len(), model.live.len());
         if is_closing {
             if model.live.is_empty() {
+                // Marks stay until their input's owner has taken its end.
+                model.answers.keys().for_each(|input| assert_eq!(order.end_input(*input), []));
                 break;
             }
             assert!(!model.ids(false, None).is_empty(), "seed {seed}: stuck");
         }
     }
-    assert!(order.is_empty() && order.inputs.is_empty() && order.free.len() == order.slots.len());
+    assert!(order.is_empty() && order.inputs.is_empty() && order.marks.is_empty());
+    assert!(order.free.len() == order.slots.len());
     assert!(order.lists.ends.iter().all(|ends| ends.first == NONE && ends.last == NONE));
     entered
 }

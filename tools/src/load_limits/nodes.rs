@@ -5,7 +5,9 @@
 //! their line: it does not matter which process runs them, as long as the lines enter the policy in
 //! their order.
 
-use handbell::{App, Node, NodeError, Output, Plan, Request};
+use std::time::Duration;
+
+use handbell::{App, Node, NodeError, Output, Plan, Request, Restart};
 
 use super::policy::{Decision, Policy};
 use super::record::parse_line;
@@ -19,6 +21,11 @@ const EXIT: &str = "format";
 const INGRESS: &str = "ingress";
 const POLICY: &str = "policy";
 const EGRESS: &str = "egress";
+
+/// How often a process may be started anew within a minute, and how long after its end.
+const RESTARTS: usize = 10;
+const SOON: Duration = Duration::from_millis(10);
+const LATER: Duration = Duration::from_secs(1);
 
 const BAD_DRAFT: u32 = 1;
 const BAD_SCENARIO: u32 = 2;
@@ -34,16 +41,20 @@ pub fn app() -> App {
 }
 
 /// The six nodes in a row, in three groups: `ingress` parses lines, in so many processes, `policy` decides,
-/// `egress` writes replies.
-pub fn plan(ingress: usize) -> Plan {
+/// `egress` writes replies. With `restarts` a dead worker of the first or the last group gets a successor, and what
+/// it had in flight runs again: there the same line always makes the same output. What the policy knew dies with it.
+pub fn plan(ingress: usize, restarts: bool) -> Plan {
     let [gate, features, evaluate, update] = Step::ALL.map(Step::name);
-    Plan::new()
-        .group(INGRESS, [ENTRY])
-        .processes(ingress)
-        .stateless()
-        .group(POLICY, [gate, features, evaluate, update])
-        .group(EGRESS, [EXIT])
-        .stateless()
+    let stateless = |plan: Plan| {
+        let plan = plan.stateless();
+        if restarts {
+            plan.restart(Restart::on_failure(RESTARTS).delay(SOON, LATER)).idempotent()
+        } else {
+            plan
+        }
+    };
+    let plan = stateless(Plan::new().group(INGRESS, [ENTRY]).processes(ingress));
+    stateless(plan.group(POLICY, [gate, features, evaluate, update]).group(EGRESS, [EXIT]))
         .edge(ENTRY, gate)
         .edge(gate, features)
         .edge(features, evaluate)

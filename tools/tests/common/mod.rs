@@ -14,6 +14,9 @@ pub const SAMPLE: &[u8] = include_bytes!("../../samples/load_limits.ndjson");
 /// In the plan's order, which is that of their workers' birth.
 pub const GROUPS: [&str; 3] = ["ingress", "policy", "egress"];
 
+/// A deadline that only a hang reaches.
+pub const FAR: [&str; 2] = ["--deadline-ms", "3600000"];
+
 thread_local! {
     /// Tells the watchdog of this thread's test that it has come a step further.
     static STEP: RefCell<Option<Sender<()>>> = const { RefCell::new(None) };
@@ -24,7 +27,7 @@ pub fn watched(name: &'static str, test: impl FnOnce()) {
     let (step, steps) = channel::<()>();
     std::thread::spawn(move || {
         loop {
-            match steps.recv_timeout(Duration::from_secs(120)) {
+            match steps.recv_timeout(Duration::from_secs(300)) {
                 Ok(()) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => hangs(name),
@@ -100,7 +103,7 @@ pub fn text(bytes: &[u8]) -> &str {
 /// The decisions on `input`, on standard output.
 #[track_caller]
 pub fn decisions(input: &str, more: &[&str]) -> Vec<u8> {
-    let output = run(&[&["demo", "--input", input, "--output", "-"], more].concat());
+    let output = run(&[&["demo", "--input", input, "--output", "-"], &FAR[..], more].concat());
     assert!(output.status.success(), "{:?} {}", output.status, text(&output.stderr));
     output.stdout
 }

@@ -1,0 +1,229 @@
+//! Guards, each taken away in a copy of this repository, and the tests that must notice.
+//!
+//! `cargo test --test mutations [-- NAME ...]`: not part of `cargo test`, because each mutant is a build. The copy and
+//! its builds lie in `target/mutations`. A guard whose text is not found exactly once is an error, and so is a
+//! mutant that does not build or that no test notices.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+struct Mutant {
+    name: &'static str,
+    file: &'static str,
+    guard: &'static str,
+    without: &'static str,
+    /// Arguments of `cargo test` that select what must notice.
+    tests: &'static [&'static str],
+}
+
+const SIMULATION: &[&str] = &["--test", "simulation"];
+
+const MUTANTS: [Mutant; 17] = [
+    Mutant {
+        name: "first-terminal-wins",
+        file: "src/engine/correlation/root.rs",
+        guard: "if state >> GENERATION_SHIFT != generation || state & PHASE != OPEN {",
+        without: "if state >> GENERATION_SHIFT != generation {",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "generation-of-the-hop",
+        file: "src/engine/correlation/hop.rs",
+        guard: "} else if generation != current || word & HOP_OPEN == 0 {",
+        without: "} else if word & HOP_OPEN == 0 {",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "never-issued",
+        file: "src/engine/correlation/hop.rs",
+        guard: "if is_later(generation, current) {",
+        without: "if false {",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "lane-of-the-hop",
+        file: "src/engine/correlation/hop.rs",
+        guard: "self.lane.load(Ordering::Relaxed) == source.to_word()",
+        without: "self.lane.load(Ordering::Relaxed) >> 16 == source.incarnation",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "incarnation-of-the-hop",
+        file: "src/engine/correlation/hop.rs",
+        guard: "self.lane.load(Ordering::Relaxed) == source.to_word()",
+        without: "self.lane.load(Ordering::Relaxed) as u16 == source.lane",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "identity-of-the-root",
+        file: "src/engine/correlation/ends.rs",
+        guard: "if self.is_identity(root, frame) {",
+        without: "if self.is_identity(root, frame) || frame.flags < 4 {",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "sweep-of-the-open-hops",
+        file: "src/engine/correlation/ends.rs",
+        guard: "        open.into_iter().filter_map(end).collect()",
+        without: "        open.into_iter().take(1).filter_map(end).collect()",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "sweep-of-former-lives",
+        file: "src/engine/correlation/ends.rs",
+        guard: "false => hop.lane() == Some(source.lane),",
+        without: "false => hop.is_asked_of(source),",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "sweep-of-the-reply-ring",
+        file: "src/engine/ward.rs",
+        guard: "        read_to_the_end(shared, link);\n",
+        without: "        if now_ns == 0 {\n            read_to_the_end(shared, link);\n        }\n",
+        tests: &["--test", "lying", "handoff_05"],
+    },
+    Mutant {
+        name: "precedence-of-causes",
+        file: "src/engine/link.rs",
+        guard: "let _ = self.cause.compare_exchange(NO_CAUSE, word, Ordering::AcqRel, Ordering::Acquire);",
+        without: "self.cause.store(word, Ordering::Release);",
+        tests: &["--test", "supervision", "hung_01"],
+    },
+    Mutant {
+        name: "broken-rule-before-the-kernels-word",
+        file: "src/engine/link.rs",
+        guard: "let _ = self.cause.fetch_update(Ordering::AcqRel, Ordering::Acquire, outranked);",
+        without: "let _ = outranked(NO_CAUSE - 1);",
+        tests: &["--test", "lying", "--test", "failure_map"],
+    },
+    Mutant {
+        name: "history-bound",
+        file: "src/engine/correlation/history.rs",
+        guard: "if age >= self.size.min(latest) {",
+        without: "if age >= (self.size + 1).min(latest) {",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "history-keeps-the-newer",
+        file: "src/engine/correlation/history.rs",
+        guard: "            < Ticket::GENERATIONS / 2\n",
+        without: "            < Ticket::GENERATIONS\n",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "last-before-reuse",
+        file: "src/lane/engine_end.rs",
+        guard: "if envelope.flags & flags::LAST == 0 { LastMark::No }",
+        without: "if envelope.flags & flags::LAST == 0 && envelope.kind != kind::TERMINAL { LastMark::No }",
+        tests: &["--test", "lying", "last"],
+    },
+    Mutant {
+        name: "rerun-once",
+        file: "src/engine/correlation/hop.rs",
+        guard: "if way & RERUN != 0 || taken == COUNT {",
+        without: "if taken == COUNT {",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "rerun-repeats-nothing",
+        file: "src/engine/correlation/hop.rs",
+        guard: "if way >> SKIP != 0 {",
+        without: "if way >> SKIP > COUNT {",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "order-of-deadlines",
+        file: "src/engine/correlation/ends.rs",
+        guard: "(*deadline_ns, *number)",
+        without: "(*number, *deadline_ns)",
+        tests: SIMULATION,
+    },
+];
+
+/// What a build needs; `target` would be copied into itself.
+const PARTS: [&str; 8] =
+    ["src", "tests", "benches", "examples", "tools", "Cargo.toml", "Cargo.lock", "README.md"];
+
+fn main() -> ExitCode {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let tree = root.join("target/mutations/tree");
+    // What earlier runs left there may be gone from the repository.
+    let _ = fs::remove_dir_all(&tree);
+    PARTS.iter().for_each(|part| copy(&root.join(part), &tree.join(part)));
+    let mut survivors = 0;
+    for mutant in MUTANTS.iter().filter(|mutant| wanted.is_empty() || wanted.iter().any(|n| n == mutant.name))
+    {
+        let begin = Instant::now();
+        match try_out(mutant, &tree) {
+            Ok(noticed_by) => {
+                println!("{}: noticed by {} ({:.0?})", mutant.name, noticed_by.join(", "), begin.elapsed());
+            }
+            Err(why) => {
+                survivors += 1;
+                println!("{}: {why}", mutant.name);
+            }
+        }
+    }
+    println!("{survivors} of the mutants were not noticed");
+    if survivors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The tests that notice.
+fn try_out(mutant: &Mutant, tree: &Path) -> Result<Vec<String>, String> {
+    let file = tree.join(mutant.file);
+    let source = fs::read_to_string(&file).map_err(|error| format!("{}: {error}", mutant.file))?;
+    let places = source.matches(mutant.guard).count();
+    if places != 1 {
+        return Err(format!("its guard stands {places} times in {}", mutant.file));
+    }
+    fs::write(&file, source.replace(mutant.guard, mutant.without)).expect("the copy is ours");
+    let noticed = noticed_by(mutant, tree);
+    fs::write(&file, source).expect("the copy is ours");
+    noticed
+}
+
+fn noticed_by(mutant: &Mutant, tree: &Path) -> Result<Vec<String>, String> {
+    let cargo = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO"));
+        command
+            .current_dir(tree)
+            .args(["test", "--features", "testing,tracing"])
+            .args(mutant.tests)
+            .args(more);
+        command.env("CARGO_TARGET_DIR", tree.with_file_name("target")).env("HANDBELL_TEST_LIMIT_S", "120");
+        command.output().expect("cargo runs")
+    };
+    let build = cargo(&["--no-run"]);
+    if !build.status.success() {
+        return Err(format!("it does not build:\n{}", String::from_utf8_lossy(&build.stderr)));
+    }
+    let run = cargo(&[]);
+    if run.status.success() {
+        return Err(format!("nothing in {:?} notices", mutant.tests));
+    }
+    let said = String::from_utf8_lossy(&run.stdout);
+    let failed = said.lines().filter(|line| line.starts_with("test ") && line.ends_with("FAILED"));
+    let mut failed: Vec<String> =
+        failed.filter_map(|line| line.split_whitespace().nth(1)).map(str::to_owned).collect();
+    if failed.is_empty() {
+        // The program ended before it could say which: a watchdog, or an abort.
+        failed.push(format!("the end of the program ({})", run.status));
+    }
+    Ok(failed)
+}
+
+fn copy(from: &Path, to: &Path) {
+    if from.is_dir() {
+        fs::create_dir_all(to).expect("target is ours");
+        for entry in fs::read_dir(from).expect("a folder of this repository") {
+            let name: PathBuf = entry.expect("it can be read").file_name().into();
+            copy(&from.join(&name), &to.join(&name));
+        }
+    } else {
+        fs::create_dir_all(to.parent().expect("it has a folder")).expect("target is ours");
+        fs::copy(from, to).expect("a file of this repository");
+    }
+}
