@@ -7,6 +7,9 @@ use hdrhistogram::Histogram;
 /// Times are told apart to three digits.
 const DIGITS: u8 = 3;
 
+/// Samples of which the middle one means something.
+const ENOUGH: u64 = 100;
+
 /// Times in nanoseconds.
 pub type Latency = Histogram<u64>;
 
@@ -24,6 +27,8 @@ pub struct Slice {
     pub count: u64,
     /// How long all of it took.
     pub took: Duration,
+    /// The rate of a stream while nobody interrupts it, where it was looked at.
+    pub steady_per_s: Option<f64>,
     /// Of several threads side by side, what the slowest did for each one that the fastest did.
     pub evenness: Option<f64>,
 }
@@ -32,10 +37,11 @@ impl Slice {
     /// Of nothing yet.
     pub fn empty() -> Self {
         let latency = Latency::new(DIGITS).expect("three digits are allowed");
-        Self { latency, count: 0, took: Duration::ZERO, evenness: None }
+        Self { latency, count: 0, took: Duration::ZERO, steady_per_s: None, evenness: None }
     }
 
-    /// Repeats `once`, which gives the time that counts, for so long; the first eighth warms up and does not count.
+    /// Repeats `once`, which gives the time that counts, for so long; the first eighth warms up and does not count. Up
+    /// to twice as long if there are only few samples then: of one sample, an interruption makes the middle one.
     pub fn of<E>(time: Duration, mut once: impl FnMut() -> Result<Duration, E>) -> Result<Self, E> {
         let mut slice = Self::empty();
         let begin = Instant::now();
@@ -48,7 +54,7 @@ impl Slice {
                 slice.took += took;
                 slice.count += 1;
             }
-            if now >= end && slice.count > 0 {
+            if now >= end && slice.count > 0 && (slice.count >= ENOUGH || now >= end + time) {
                 return Ok(slice);
             }
         }
@@ -56,7 +62,37 @@ impl Slice {
 
     /// How often in a second.
     pub fn per_s(&self) -> f64 {
-        self.count as f64 / self.took.as_secs_f64().max(f64::MIN_POSITIVE)
+        self.steady_per_s.unwrap_or(self.count as f64 / self.took.as_secs_f64().max(f64::MIN_POSITIVE))
+    }
+}
+
+/// The pace of a stream: how long each stretch of it took. The middle one leaves out what else ran here.
+pub struct Pace {
+    stretch: u64,
+    begin: Instant,
+    from: u64,
+    stretches: Vec<f64>,
+}
+
+impl Pace {
+    /// From now on, in stretches of so many: far more than may be on their way, so that each is as fast as both sides
+    /// are, and still short beside the time between two interruptions.
+    pub fn start(stretch: u64) -> Self {
+        Self { stretch, begin: Instant::now(), from: 0, stretches: Vec::new() }
+    }
+
+    /// By now so many have been done.
+    pub fn note(&mut self, done: u64, now: Instant) {
+        if done - self.from >= self.stretch {
+            self.stretches.push((now - self.begin).as_secs_f64() / (done - self.from) as f64);
+            (self.begin, self.from) = (now, done);
+        }
+    }
+
+    /// How many in a second.
+    pub fn per_s(self) -> Option<f64> {
+        let middle = median(self.stretches);
+        (middle > 0.0).then(|| 1.0 / middle)
     }
 }
 

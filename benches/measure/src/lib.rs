@@ -14,7 +14,7 @@ mod processors;
 mod region;
 mod rounds;
 
-pub use figures::{Figures, Latency, Ratios, Slice, median, record};
+pub use figures::{Figures, Latency, Pace, Ratios, Slice, median, record};
 pub use host::{Facts, Meter};
 pub use limits::{BestOf, FutexPingPong, Memcpy, PingPong, SAMPLED, SlotRing, WriteRead};
 pub use partner::{Gone, Partner, serve_if_partner};

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::figures::{Figures, Slice, record};
+use crate::figures::{Figures, Pace, Slice, record};
 use crate::partner::{
     BACK, BUFFER_BYTES, FUTEX_BACK, FUTEX_THERE, Gone, Job, LINES, Look, MOST_SLOTS, Partner, THERE,
     buffer_back, buffer_there, slot_back, slot_there,
@@ -180,7 +180,7 @@ impl<E: From<Gone>> Subject<E> for SlotRing {
             let (mut slice, mut rest) = (Slice::empty(), [7; LINES - 8]);
             let (mut sent, mut taken) = (0_u64, 0_u64);
             let mut begun = VecDeque::new();
-            let begin = Instant::now();
+            let (begin, mut pace) = (Instant::now(), Pace::start(16 * SAMPLED));
             loop {
                 while sent < taken + window {
                     if sent % SAMPLED == 0 {
@@ -203,7 +203,9 @@ impl<E: From<Gone>> Subject<E> for SlotRing {
                 {
                     let now = Instant::now();
                     record(&mut slice.latency, now - begun);
+                    pace.note(taken + 1, now);
                     if now - begin >= time {
+                        slice.steady_per_s = pace.per_s();
                         (slice.count, slice.took) = (taken + 1, now - begin);
                         return Ok(slice);
                     }

@@ -8,7 +8,7 @@ use std::error::Error;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use handbell_measure::{Place, Slice, Subject, pin};
+use handbell_measure::{Pace, Place, Slice, Subject, pin};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 /// What travels.
@@ -28,6 +28,8 @@ const FLUSH: u8 = 2;
 const QUIT: u8 = 3;
 /// Messages of a stream between two readings of the clock.
 const SAMPLED: u64 = 64;
+/// No peer here has room for so many.
+pub const STRETCH: u64 = 8192;
 
 /// One end.
 pub trait Link {
@@ -196,13 +198,21 @@ impl Subject<Problem> for Peer {
 
 fn stream(link: &mut dyn Link, time: Duration) -> Result<Slice, Problem> {
     let mut slice = Slice::empty();
-    let begin = Instant::now();
-    while slice.count % SAMPLED != 0 || begin.elapsed() < time {
+    let (begin, mut pace) = (Instant::now(), Pace::start(STRETCH));
+    loop {
+        if slice.count.is_multiple_of(SAMPLED) {
+            let now = Instant::now();
+            pace.note(slice.count, now);
+            if now - begin >= time {
+                break;
+            }
+        }
         link.send(&message(STREAM, slice.count))?;
         slice.count += 1;
     }
     link.send(&message(FLUSH, 0))?;
     let counted = number(&link.receive()?);
     slice.took = begin.elapsed();
+    slice.steady_per_s = pace.per_s();
     if counted == slice.count { Ok(slice) } else { Err(format!("{counted} of {} came", slice.count).into()) }
 }

@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use handbell::{App, Deadline, Drain, Engine, NodeId, Plan, RequestBuilder, TraceId, Waiting};
-use handbell_measure::{Place, Slice, Subject};
+use handbell_measure::{Pace, Place, Slice, Subject};
 
-use crate::link::{Message, Problem, Task};
+use crate::link::{Message, Problem, STRETCH, Task};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const WINDOW: usize = 64;
@@ -59,15 +59,20 @@ impl<'a> Own<'a> {
     fn stream(&mut self, time: Duration, engine: &Engine, node: NodeId) -> Result<Slice, Problem> {
         let mut slice = Slice::empty();
         let mut flights = VecDeque::with_capacity(WINDOW);
-        let (begin, mut ends) = (Instant::now(), false);
+        let (begin, mut pace, mut ends) = (Instant::now(), Pace::start(STRETCH), false);
         loop {
-            ends = ends || slice.count.is_multiple_of(SAMPLED) && begin.elapsed() >= time;
+            if slice.count.is_multiple_of(SAMPLED) {
+                let now = Instant::now();
+                pace.note(slice.count, now);
+                ends = ends || now - begin >= time;
+            }
             while !ends && flights.len() < WINDOW {
                 let (message, id) = self.next();
                 flights.push_back((request(engine, node, id).dispatch(&message)?, message));
             }
             let Some((pending, message)) = flights.pop_front() else {
                 slice.took = begin.elapsed();
+                slice.steady_per_s = pace.per_s();
                 return Ok(slice);
             };
             if *pending.wait()?.bytes() != message {

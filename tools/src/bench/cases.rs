@@ -15,7 +15,7 @@ use crate::exit::{Exit, Problem};
 /// A turn of a subject that is always awake, of one that sleeps, and of one that is mostly quiet.
 const BUSY: Duration = Duration::from_millis(20);
 const ASLEEP: Duration = Duration::from_millis(40);
-const QUIET: Duration = Duration::from_millis(160);
+const QUIET: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_millis(10);
 const LEAST_ROUNDS: usize = 5;
 const WINDOW: usize = 64;

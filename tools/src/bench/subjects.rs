@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use handbell::{
     App, CallError, Deadline, Drain, Engine, NodeId, Pending, Plan, Profile, RequestBuilder, TraceId, Waiting,
 };
-use handbell_measure::{Gone, SAMPLED, Slice, Subject, record};
+use handbell_measure::{Gone, Pace, SAMPLED, Slice, Subject, record};
 
 use super::nodes::{self, ECHO, MARK_BYTES, PASS, UNTOUCHED};
 use crate::exit::{Exit, Problem};
@@ -316,7 +316,7 @@ impl Subject<Problem> for Pipelined<'_> {
         let mut flights: VecDeque<(Pending, u64, Option<Instant>)> = VecDeque::with_capacity(self.window);
         let mut sent = [7; 64];
         let mut number = 0_u64;
-        let begin = Instant::now();
+        let (begin, mut pace) = (Instant::now(), Pace::start(16 * SAMPLED));
         loop {
             while flights.len() < self.window {
                 let begun = number.is_multiple_of(SAMPLED).then(Instant::now);
@@ -337,7 +337,9 @@ impl Subject<Problem> for Pipelined<'_> {
             if let Some(begun) = begun {
                 let now = Instant::now();
                 record(&mut slice.latency, now - begun);
+                pace.note(expected + 1, now);
                 if now - begin >= time {
+                    slice.steady_per_s = pace.per_s();
                     (slice.count, slice.took) = (expected + 1, now - begin);
                     return flights
                         .into_iter()
