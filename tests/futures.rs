@@ -2,9 +2,9 @@
 
 use std::future::poll_fn;
 use std::os::fd::AsFd;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
 
 mod common;
+use common::alarm::{Alarm, block_on};
 use common::scripted::{self, Gate, script, trail};
 use common::{TOKEN, failure, far, kill, patiently, sent_within, stop, token, transport, until};
 
@@ -51,46 +52,6 @@ fn both() -> [Engine; 2] {
 fn ask(engine: &Engine, words: &str) -> Pending {
     let node = engine.node("a").expect("the plan has it");
     engine.request(node).deadline(far()).dispatch(&script(words)).expect("it is taken")
-}
-
-/// Wakes a thread that waits for any of its futures.
-#[derive(Default)]
-struct Alarm {
-    rings: Mutex<u64>,
-    rang: Condvar,
-}
-
-impl Wake for Alarm {
-    fn wake(self: Arc<Self>) {
-        *self.rings.lock().unwrap() += 1;
-        self.rang.notify_all();
-    }
-}
-
-impl Alarm {
-    fn rings(&self) -> u64 {
-        *self.rings.lock().unwrap()
-    }
-
-    fn wait_beyond(&self, seen: u64) {
-        let mut rings = self.rings.lock().unwrap();
-        while *rings <= seen {
-            rings = self.rang.wait(rings).unwrap();
-        }
-    }
-}
-
-/// The whole of a runtime: polls, and sleeps until it is woken. Nothing but a waker ends the sleep.
-fn block_on<F: Future>(future: F) -> F::Output {
-    let (alarm, mut future) = (Arc::new(Alarm::default()), pin!(future));
-    let waker = Waker::from(Arc::clone(&alarm));
-    loop {
-        let seen = alarm.rings();
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return output;
-        }
-        alarm.wait_beyond(seen);
-    }
 }
 
 /// Polls once.

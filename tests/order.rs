@@ -200,13 +200,11 @@ fn order_01_branches_that_join() {
     join().is_in_order(|builder| builder.slots(2));
 }
 
-/// The first side is slow; the second emits three outputs for each input.
-fn order_01_a_diamond_with_a_slow_side() {
-    let plan = Plan::new()
-        .group("A", ["fork"])
-        .group("B", ["slow"])
-        .group("C", ["three"])
-        .group("D", ["through", "through_told"])
+/// The first side is slow; the second emits three outputs for each input. `state` is asked of every second group.
+fn slow_diamond(state: impl Fn(Plan) -> Plan) -> Course {
+    let plan = Plan::new().group("A", ["fork"]).group("B", ["slow"]);
+    let plan = state(plan).group("C", ["three"]).group("D", ["through", "through_told"]);
+    let plan = state(plan)
         .group("E", ["log", "log_told"])
         .labelled_edge("fork", "left", "slow")
         .labelled_edge("fork", "right", "three")
@@ -214,7 +212,11 @@ fn order_01_a_diamond_with_a_slow_side() {
         .labelled_edge("three", "on", "through")
         .edge("through", "log");
     let logs = &[("through_told", false), ("log_told", false)];
-    Course { logs, ..course(plan, "fork", 4) }.is_in_order(|builder| builder);
+    Course { logs, ..course(plan, "fork", 4) }
+}
+
+fn order_01_a_diamond_with_a_slow_side() {
+    slow_diamond(|plan| plan).is_in_order(|builder| builder);
 }
 
 fn order_01_fan_out_of_fan_out() {
@@ -463,19 +465,5 @@ fn order_01_a_death_within_a_run() {
 }
 
 fn parity_01_local_groups_are_like_others() {
-    let plan = Plan::new()
-        .group("A", ["fork"])
-        .group("B", ["slow"])
-        .local()
-        .group("C", ["three"])
-        .group("D", ["through", "through_told"])
-        .local()
-        .group("E", ["log", "log_told"])
-        .labelled_edge("fork", "left", "slow")
-        .labelled_edge("fork", "right", "three")
-        .edge("slow", "through")
-        .labelled_edge("three", "on", "through")
-        .edge("through", "log");
-    let logs = &[("through_told", false), ("log_told", false)];
-    Course { logs, ..course(plan, "fork", 4) }.is_in_order(|builder| builder);
+    slow_diamond(Plan::local).is_in_order(|builder| builder);
 }

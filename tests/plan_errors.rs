@@ -154,7 +154,7 @@ fn table() -> String {
 }
 
 #[test]
-fn gate_01_the_table_of_plan_errors_is_what_the_code_says() {
+fn gate_01_placement_01_the_table_of_plan_errors_is_what_the_code_says() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/plan-errors.md");
     let table = table();
     if std::env::var_os("HANDBELL_BLESS").is_some_and(|bless| bless == "1") {

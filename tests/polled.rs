@@ -2,14 +2,14 @@
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
-use std::sync::{Arc, Condvar, Mutex};
-use std::task::{Context, Poll, Wake, Waker};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use handbell::{App, CallError, Category, Drain, Engine, EngineBuilder, OnError, Plan, Profile, Reply, Run};
 
 mod common;
+use common::alarm::{Alarm, block_on};
 use common::ordered::{self, Frame};
 use common::scripted::{Gate, follow, script};
 use common::{TOKEN, failure, far, ms, stop, token, until};
@@ -65,45 +65,6 @@ type Item = (u64, Result<Reply, CallError>);
 /// What comes of an item, without the ids that the engine makes.
 fn seen((number, result): Item) -> (u64, Result<Vec<u8>, String>) {
     (number, result.map(Reply::into_vec).map_err(|error| error.to_string()))
-}
-
-#[derive(Default)]
-struct Alarm {
-    rings: Mutex<u64>,
-    rang: Condvar,
-}
-
-impl Wake for Alarm {
-    fn wake(self: Arc<Self>) {
-        *self.rings.lock().unwrap() += 1;
-        self.rang.notify_all();
-    }
-}
-
-impl Alarm {
-    fn rings(&self) -> u64 {
-        *self.rings.lock().unwrap()
-    }
-
-    fn wait_beyond(&self, seen: u64) {
-        let mut rings = self.rings.lock().unwrap();
-        while *rings <= seen {
-            rings = self.rang.wait(rings).unwrap();
-        }
-    }
-}
-
-/// The whole of a runtime: polls, and sleeps until it is woken. Nothing but a waker ends the sleep.
-fn block_on<F: Future>(future: F) -> F::Output {
-    let (alarm, mut future) = (Arc::new(Alarm::default()), pin!(future));
-    let waker = Waker::from(Arc::clone(&alarm));
-    loop {
-        let seen = alarm.rings();
-        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return output;
-        }
-        alarm.wait_beyond(seen);
-    }
 }
 
 async fn next<I: Iterator<Item: AsRef<[u8]>>>(run: &mut Run<I>) -> Option<Item> {

@@ -4,16 +4,14 @@
 //! `HANDBELL_TEST_CALLERS=100000` (usual: 10,000) is how many requests the first test makes,
 //! `HANDBELL_TEST_FLOOD=1000000` (20,000) how many good ones the flood carries.
 
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use handbell::testing::{self, Envelope, RawRequest, RawWorker, flags};
 use handbell::{App, CallError, Category, Cause, Deadline, Engine, EventKind, NodeId, Pending, Plan};
 
 mod common;
-use common::{TOKEN, balanced, engine, failure, far, ms, number_from, started, stop, token, until};
+use common::{TOKEN, alarm, balanced, engine, failure, far, ms, number_from, started, stop, token, until};
 
 /// Set for a worker that floods.
 const FLOODS: &str = "HANDBELL_TEST_FLOODS";
@@ -96,7 +94,7 @@ fn ledger_01_more_callers_than_there_is_room() {
                 let engine = &engine;
                 scope.spawn(move || match kind {
                     0 => with_window(engine, pass, PLACES / 8, take, Pending::wait),
-                    1 => with_window(engine, pass, PLACES / 8, take, awaited),
+                    1 => with_window(engine, pass, PLACES / 8, take, alarm::block_on),
                     _ => one_by_one(engine, pass, take),
                 })
             })
@@ -176,24 +174,6 @@ fn one_by_one(engine: &Engine, node: NodeId, take: impl Fn() -> Option<u64>) -> 
         ends.add(engine.request(node).deadline(far()).call(&number.to_le_bytes()), number);
     }
     ends
-}
-
-struct Unpark(std::thread::Thread);
-
-impl Wake for Unpark {
-    fn wake(self: std::sync::Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-fn awaited(mut pending: Pending) -> Result<handbell::Reply, CallError> {
-    let waker = Waker::from(std::sync::Arc::new(Unpark(std::thread::current())));
-    loop {
-        match Pin::new(&mut pending).poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(result) => return result,
-            Poll::Pending => std::thread::park(),
-        }
-    }
 }
 
 // ---- a flood ----

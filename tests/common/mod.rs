@@ -2,6 +2,7 @@
 //! and looks for what was left behind.
 #![allow(dead_code)] // each program uses a part of it
 
+pub mod alarm;
 pub mod bell;
 pub mod held;
 pub mod nodes;
