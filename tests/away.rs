@@ -7,7 +7,11 @@ use handbell::{App, OnError, Plan};
 mod common;
 use common::{balanced, far, stop};
 
-program![of app; flow_01_a_death_in_a_run_holds_up_nobody_else];
+program![
+    of app;
+    flow_01_a_death_in_a_run_holds_up_nobody_else,
+    flow_01_answers_of_dead_inputs_hold_up_nobody_else,
+];
 
 fn app() -> App {
     common::app()
@@ -18,6 +22,10 @@ fn app() -> App {
                 std::process::exit(3);
             }
             Ok(output.emit(request.payload())?)
+        })
+        .node("fork", |request, output| {
+            output.emit_to("left", request.payload())?;
+            Ok(output.emit_to("right", request.payload())?)
         })
         .node("end", |request, output| Ok(output.reply(request.payload())?))
         .node("beside", |request, output| Ok(output.reply(request.payload())?))
@@ -30,21 +38,37 @@ fn flow_01_a_death_in_a_run_holds_up_nobody_else() {
         .stateless()
         .processes(2)
         .group("c", ["end"])
-        .group("d", ["beside"])
         .edge("pass", "mortal")
         .edge("mortal", "end");
-    // Fewer bytes than the window has: what the dead input holds up would keep everybody else out.
-    let engine = app().engine(plan).forward_bytes(4096).start().unwrap();
-    let [pass, beside] = ["pass", "beside"].map(|name| engine.node(name).unwrap());
+    let fates = fates(plan, "pass");
+    assert!(!fates[0] && fates[39], "{fates:?}");
+}
+
+/// The left side has answered before the right one dies, with all that is asked of it.
+fn flow_01_answers_of_dead_inputs_hold_up_nobody_else() {
+    let plan = Plan::new()
+        .group("a", ["fork"])
+        .group("b", ["mortal"])
+        .group("c", ["end"])
+        .labelled_edge("fork", "left", "end")
+        .labelled_edge("fork", "right", "mortal");
+    assert!(!fates(plan, "fork")[0]);
+}
+
+/// Whether each of 40 inputs had an answer; behind each item, somebody else is called. Fewer bytes may wait between
+/// groups than the window has: what dead inputs hold up would keep that call out.
+fn fates(plan: Plan, first: &str) -> Vec<bool> {
+    let engine = app().engine(plan.group("d", ["beside"])).forward_bytes(4096).start().unwrap();
+    let [first, beside] = [first, "beside"].map(|name| engine.node(name).unwrap());
     let inputs: Vec<Vec<u8>> = (0..40).map(|number| vec![number; 1000]).collect();
-    let run = engine.run(pass, inputs).window(16).on_error(OnError::Record).start().unwrap();
+    let run = engine.run(first, inputs).window(16).on_error(OnError::Record).start().unwrap();
     let mut fates = Vec::new();
     for (_, result) in run {
         fates.push(result.is_ok());
         assert_eq!(*engine.call(beside, b"x", far()).unwrap().bytes(), *b"x");
     }
     assert_eq!(fates.len(), 40);
-    assert!(!fates[0] && fates[39], "{fates:?}");
     balanced(&engine);
     stop(&engine);
+    fates
 }

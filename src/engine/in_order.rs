@@ -64,10 +64,10 @@ impl InOrder {
         payload: &[u8],
         wakes: &mut Wakes,
     ) {
-        let order = &mut self.lock().order;
+        let state = &mut *self.lock();
         let held = Held { root: branch.root, ticket: branch.ticket, onward, payload: None };
-        order.input(input, branch.ticket.0, onward.target.number(), held);
-        hand_on(shared, order, branch, Carried::Heap(payload), wakes);
+        state.order.input(input, branch.ticket.0, onward.target.number(), held);
+        hand_on(shared, state, branch, Carried::Heap(payload), wakes);
     }
 
     /// An output of the hop with ticket `parent`, on its way into the next group.
@@ -80,11 +80,11 @@ impl InOrder {
         payload: Carried<'_>,
         wakes: &mut Wakes,
     ) -> Result<(), Rule> {
-        let order = &mut self.lock().order;
+        let state = &mut *self.lock();
         let held = Held { root: branch.root, ticket: branch.ticket, onward, payload: None };
-        match order.output(parent, branch.ticket.0, onward.target.number(), held) {
-            Ok(()) => hand_on(shared, order, branch, payload, wakes),
-            Err(_) if order.executes(parent) => return Err(Rule::Edge),
+        match state.order.output(parent, branch.ticket.0, onward.target.number(), held) {
+            Ok(()) => hand_on(shared, state, branch, payload, wakes),
+            Err(_) if state.order.executes(parent) => return Err(Rule::Edge),
             // The input has ended, and its owner knows.
             Err(held) => shared.correlation.put_down(held.root, held.ticket),
         }
@@ -93,9 +93,9 @@ impl InOrder {
 
     /// The hop with this ticket will emit nothing more.
     pub fn branch_ended(&self, shared: &Shared, ticket: u64, wakes: &mut Wakes) {
-        let order = &mut self.lock().order;
-        order.end(ticket);
-        hand_on_held(shared, order, wakes);
+        let state = &mut *self.lock();
+        state.order.end(ticket);
+        hand_on_held(shared, state, wakes);
     }
 
     /// An answer by the hop with ticket `parent`, of an input that has other branches. False if the input has
@@ -118,85 +118,86 @@ impl InOrder {
     /// The input that the hop with this ticket belongs to has ended otherwise than by its frames, of which none may
     /// come any more: the others need not wait until its owner takes it.
     pub fn end_input_of(&self, shared: &Shared, ticket: Ticket, wakes: &mut Wakes) {
-        let order = &mut self.lock().order;
-        end_input_of(shared, order, ticket.0);
-        hand_on_held(shared, order, wakes);
+        let state = &mut *self.lock();
+        state.leave_with(shared, ticket);
+        hand_on_held(shared, state, wakes);
     }
 
-    /// The input's request has ended, and its owner is about to take it: its frames leave.
+    /// The input's request has ended, and its owner is about to take it.
     pub fn end_input(&self, shared: &Shared, input: u64, wakes: &mut Wakes) {
-        let State { order, answers } = &mut *self.lock();
-        for held in order.end_input(input) {
+        let state = &mut *self.lock();
+        state.leave(shared, input);
+        hand_on_held(shared, state, wakes);
+    }
+}
+
+impl State {
+    /// The frames of an input whose request has ended leave, and its answers: they are late.
+    fn leave(&mut self, shared: &Shared, input: u64) {
+        for held in self.order.end_input(input) {
             put_down(shared, &held);
         }
-        if let Some(answers) = answers.remove(&input) {
+        if let Some(answers) = self.answers.remove(&input) {
             answers.let_go(shared);
             shared.correlation.too_late(&answers.tally, shared.clock_ns.load(Ordering::Relaxed));
         }
-        hand_on_held(shared, order, wakes);
+    }
+
+    /// The same for the input that the hop with this ticket belongs to.
+    fn leave_with(&mut self, shared: &Shared, hop: Ticket) {
+        if let Some(input) = self.order.input_of(hop.0) {
+            self.leave(shared, input);
+        }
     }
 }
 
 /// Hands on what may enter. The frame of `branch` is among the held ones: if it is its turn it goes without a
 /// copy in between, else its payload is copied here.
-fn hand_on(
-    shared: &Shared,
-    order: &mut Order<Held>,
-    branch: Branch<'_>,
-    payload: Carried<'_>,
-    wakes: &mut Wakes,
-) {
+fn hand_on(shared: &Shared, state: &mut State, branch: Branch<'_>, payload: Carried<'_>, wakes: &mut Wakes) {
     let ticket = branch.ticket;
     let mut newcomer = Some(branch);
-    while let Some(held) = order.next() {
+    while let Some(held) = state.order.next() {
         match newcomer.take_if(|branch| branch.ticket == held.ticket) {
             Some(branch) => {
                 shared.hand_on(branch, held.onward, payload, wakes);
-                leave_if_ended(shared, order, &held);
+                leave_if_ended(shared, state, &held);
             }
-            None => hand_on_one(shared, order, &held, wakes),
+            None => hand_on_one(shared, state, &held, wakes),
         }
     }
-    if let Some(held) = order.held_mut(ticket.0) {
+    if let Some(held) = state.order.held_mut(ticket.0) {
         let copy = payload.to_heap();
         shared.forwarded_bytes.fetch_add(copy.len() as u64, Ordering::Relaxed);
         held.payload = Some(copy);
     }
 }
 
-fn hand_on_held(shared: &Shared, order: &mut Order<Held>, wakes: &mut Wakes) {
-    while let Some(held) = order.next() {
-        hand_on_one(shared, order, &held, wakes);
+fn hand_on_held(shared: &Shared, state: &mut State, wakes: &mut Wakes) {
+    while let Some(held) = state.order.next() {
+        hand_on_one(shared, state, &held, wakes);
     }
 }
 
-fn hand_on_one(shared: &Shared, order: &mut Order<Held>, held: &Held, wakes: &mut Wakes) {
+fn hand_on_one(shared: &Shared, state: &mut State, held: &Held, wakes: &mut Wakes) {
     match shared.correlation.take_up(held.root, held.ticket) {
         Some(branch) => {
             let payload = held.payload.as_deref().unwrap_or_default();
             shared.hand_on(branch, held.onward, Carried::Heap(payload), wakes);
             shared.forward_gone(payload);
-            leave_if_ended(shared, order, held);
+            leave_if_ended(shared, state, held);
         }
         None => {
             put_down(shared, held);
             // Its root has ended; who stands behind it need not wait for it.
-            order.end(held.ticket.0);
+            state.order.end(held.ticket.0);
         }
     }
 }
 
 /// What is handed on to a group that nobody serves any more ends its input.
-fn leave_if_ended(shared: &Shared, order: &mut Order<Held>, held: &Held) {
+fn leave_if_ended(shared: &Shared, state: &mut State, held: &Held) {
     if !shared.correlation.is_open(held.root) {
-        end_input_of(shared, order, held.ticket.0);
-    }
-}
-
-/// The frames of the input that the hop with this ticket belongs to leave.
-fn end_input_of(shared: &Shared, order: &mut Order<Held>, ticket: u64) {
-    if let Some(input) = order.input_of(ticket) {
-        order.end_input(input).iter().for_each(|held| put_down(shared, held));
+        state.leave_with(shared, held.ticket);
     }
 }
 
