@@ -207,28 +207,14 @@ impl Shared {
         Ok(admitted)
     }
 
-    /// The common case, without a copy on the way: a payload that fits a slot, for a worker that lives and has
-    /// room. `None`: nothing has happened; [`Shared::submit`] finds out why.
-    #[inline(always)]
-    fn submit_at_once(&self, outbound: &Outbound, bytes: &[u8]) -> Option<Admitted> {
-        let group = self.may_enter(outbound).ok()?;
-        let link = self.lanes[self.lane_in(group, outbound)].link()?;
-        let is_common = bytes.len() <= link.end.inline_bytes()
-            && link.is_live()
-            && link.forwards.waiting() == 0
-            && !self.holds_too_much();
-        if !is_common {
-            return None;
-        }
-        link.end.prepare();
-        let (admitted, position) = self.admit(link, group, outbound).ok()?;
-        self.launch(link, outbound, &admitted, position, Outgoing::Inline(bytes));
-        Some(admitted)
-    }
-
     /// Registers a request and claims its place in the ring. What follows until [`Shared::launch`] must not fail.
     #[inline(always)]
-    fn admit(&self, link: &Link, group: GroupId, outbound: &Outbound) -> Result<(Admitted, u64), Refused> {
+    pub(super) fn admit(
+        &self,
+        link: &Link,
+        group: GroupId,
+        outbound: &Outbound,
+    ) -> Result<(Admitted, u64), Refused> {
         if !link.end.has_room() {
             return Err(Refused::Full);
         }
@@ -251,7 +237,7 @@ impl Shared {
 
     /// Sends an admitted request.
     #[inline(always)]
-    fn launch(
+    pub(super) fn launch(
         &self,
         link: &Link,
         outbound: &Outbound,
@@ -281,15 +267,16 @@ impl Shared {
         payload: Payload<'a>,
     ) -> Result<Admitted, NotTaken<'a>> {
         if let Payload::Bytes(bytes) = payload
-            && let Some(admitted) = self.submit_at_once(outbound, bytes)
+            && let Some(sent) = self.submit_at_once(outbound, bytes)
         {
-            return Ok(admitted);
+            return Ok(sent.admitted);
         }
         self.submit_or_wait(outbound, payload)
     }
 
+    /// As [`Shared::submit_waiting`], the long way.
     #[inline(never)]
-    fn submit_or_wait<'a>(
+    pub fn submit_or_wait<'a>(
         &self,
         outbound: &Outbound,
         payload: Payload<'a>,
@@ -453,7 +440,7 @@ impl Shared {
 
     /// The same for a request whose group is known.
     #[inline(always)]
-    fn lane_in(&self, group: GroupId, outbound: &Outbound) -> usize {
+    pub(super) fn lane_in(&self, group: GroupId, outbound: &Outbound) -> usize {
         outbound.lane.map_or_else(|| self.lane_for(group, outbound.key), usize::from)
     }
 
@@ -500,7 +487,7 @@ impl Shared {
     }
 
     /// Room was made in a lane other than by reading there.
-    fn flush_behind_fence(&self, link: &Link) {
+    pub(super) fn flush_behind_fence(&self, link: &Link) {
         fence(Ordering::SeqCst);
         let mut wakes = Wakes::new();
         self.flush(link, &mut wakes);

@@ -5,6 +5,7 @@
 //! handle.rs     the public face                       stop.rs      ending it
 //! request.rs    what is sent                          pending.rs   what comes back   bell.rs     for event loops
 //! dispatch.rs   the way out                           reader.rs    the way in        wait.rs     until it ends
+//! short_way.rs  both, where nothing stands in it  small.rs     a small reply's bytes
 //! forward.rs    the way on, from group to group       run.rs       streams           in_order.rs their frames held
 //! order.rs      which frame may enter a group         answer.rs    which answer counts
 //! shared.rs     what all of it works on               seat.rs      a process, over its lives
@@ -35,6 +36,8 @@ mod room;
 mod run;
 mod seat;
 mod shared;
+mod short_way;
+mod small;
 mod start;
 mod stop;
 mod summary;

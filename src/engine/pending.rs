@@ -7,16 +7,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use thiserror::Error;
-use zerocopy::IntoBytes;
 
 use super::bell::EventBell;
 use super::correlation::{Outcome, Phase, RootKey, Source};
 use super::request::DispatchError;
 use super::shared::Shared;
+use super::small::{Small, copy_words};
 use crate::base::failure::{Cause, ExecutionClass, Failure, NodeError};
 use crate::base::ids::{Identity, TraceId};
 use crate::base::limits::INLINE_REPLY_BYTES;
-use crate::base::sync::{AtomicU64, Ordering};
+use crate::base::sync::AtomicU64;
 use crate::lane::BlockPlace;
 use crate::os::clock;
 use crate::shm::block::InPlace;
@@ -231,20 +231,17 @@ pub(super) fn take(shared: &Arc<Shared>, key: RootKey) -> Result<Reply, CallErro
     };
     let result = match outcome {
         Outcome::Inline { len } => {
-            Ok(Reply { identity, body: Body::inline(correlation.cell(key.index), len) })
+            Ok(Reply { identity, body: Body::of_cell(correlation.cell(key.index), len) })
         }
         Outcome::Block { source, block } => {
-            let bytes = shared.link_of(source).end.in_place(block);
-            Ok(Reply {
-                identity,
-                body: Body::View(View { shared: Arc::clone(shared), source, block, bytes }),
-            })
+            let view = View { shared: Arc::clone(shared), source, block };
+            Ok(Reply { identity, body: Body::View(view) })
         }
         Outcome::Heap => {
             Ok(Reply { identity, body: Body::Heap(shared.take_payload(key.index).unwrap_or_default()) })
         }
         Outcome::Error { len } => {
-            let payload = Body::inline(correlation.cell(key.index), len);
+            let payload = Body::of_cell(correlation.cell(key.index), len);
             let payload = payload.bytes();
             let (class, code, text) = error::decode(&payload).expect("checked when it was read");
             let node_error = (class == ExecutionClass::NodeError).then(|| NodeError::new(code, text));
@@ -268,7 +265,7 @@ pub struct Reply {
 }
 
 enum Body {
-    Inline { len: u16, words: [u64; INLINE_REPLY_BYTES / 8] },
+    Small(Small),
     Heap(Box<[u8]>),
     View(View),
 }
@@ -278,7 +275,16 @@ struct View {
     shared: Arc<Shared>,
     source: Source,
     block: BlockPlace,
-    bytes: InPlace,
+}
+
+impl View {
+    fn len(&self) -> usize {
+        self.block.len as usize
+    }
+
+    fn in_place(&self) -> InPlace<'_> {
+        self.shared.link_of(self.source).end.in_place(self.block)
+    }
 }
 
 impl Drop for View {
@@ -289,52 +295,41 @@ impl Drop for View {
 
 impl Body {
     #[inline]
-    fn inline(cell: &[AtomicU64], len: u32) -> Self {
+    fn of_cell(cell: &[AtomicU64], len: u32) -> Self {
         let len = len as usize;
         if len > INLINE_REPLY_BYTES {
             let mut bytes = vec![0; len].into_boxed_slice();
             copy_words(cell, &mut bytes);
             return Self::Heap(bytes);
         }
-        // Whole words, without clearing first: what is behind the payload in its last word is zero.
-        let count = len.div_ceil(8);
-        let word = |i: usize| if i < count { cell[i].load(Ordering::Relaxed).to_le() } else { 0 };
-        Self::Inline { len: len as u16, words: std::array::from_fn(word) }
+        Self::Small(Small::of_cell(cell, len))
     }
 
     fn bytes(&self) -> Cow<'_, [u8]> {
         match self {
-            Self::Inline { len, words } => Cow::Borrowed(&words.as_bytes()[..usize::from(*len)]),
+            Self::Small(small) => Cow::Borrowed(small.bytes()),
             Self::Heap(bytes) => Cow::Borrowed(bytes),
             Self::View(view) => {
-                let mut bytes = vec![0; view.bytes.len()];
-                view.bytes.copy_to(0, &mut bytes);
+                let mut bytes = vec![0; view.len()];
+                view.in_place().copy_to(0, &mut bytes);
                 Cow::Owned(bytes)
             }
         }
     }
 }
 
-/// Copies out of a root's cell. Relaxed: ordered by the Acquire that saw the root ended.
-#[inline]
-fn copy_words(cell: &[AtomicU64], out: &mut [u8]) {
-    let (words, tail) = out.as_chunks_mut::<8>();
-    for (bytes, word) in words.iter_mut().zip(cell) {
-        *bytes = word.load(Ordering::Relaxed).to_le_bytes();
-    }
-    if !tail.is_empty() {
-        let word = cell[words.len()].load(Ordering::Relaxed).to_le_bytes();
-        tail.copy_from_slice(&word[..tail.len()]);
-    }
-}
-
 impl Reply {
+    #[inline(always)]
+    pub(super) fn small(identity: Identity, payload: Small) -> Self {
+        Self { identity, body: Body::Small(payload) }
+    }
+
     /// Payload bytes.
     pub fn len(&self) -> usize {
         match &self.body {
-            Body::Inline { len, .. } => usize::from(*len),
+            Body::Small(small) => small.bytes().len(),
             Body::Heap(bytes) => bytes.len(),
-            Body::View(view) => view.bytes.len(),
+            Body::View(view) => view.len(),
         }
     }
 
@@ -373,15 +368,16 @@ impl Reply {
     /// If the range is not inside the payload.
     pub fn copy_to(&self, offset: usize, out: &mut [u8]) {
         match &self.body {
-            Body::View(view) => view.bytes.copy_to(offset, out),
-            body => out.copy_from_slice(&body.bytes()[offset..][..out.len()]),
+            Body::Small(small) => out.copy_from_slice(&small.bytes()[offset..][..out.len()]),
+            Body::Heap(bytes) => out.copy_from_slice(&bytes[offset..][..out.len()]),
+            Body::View(view) => view.in_place().copy_to(offset, out),
         }
     }
 
     /// The payload where it lies, if it is a large one in shared memory.
-    pub fn in_place(&self) -> Option<&InPlace> {
+    pub fn in_place(&self) -> Option<InPlace<'_>> {
         match &self.body {
-            Body::View(view) => Some(&view.bytes),
+            Body::View(view) => Some(view.in_place()),
             _ => None,
         }
     }

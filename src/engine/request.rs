@@ -153,9 +153,7 @@ impl<'e> RequestBuilder<'e> {
     #[inline]
     pub fn call(self, payload: &[u8]) -> Result<Reply, CallError> {
         let outbound = self.outbound();
-        let shared = self.engine.shared();
-        let admitted = shared.submit_waiting(&outbound, Payload::Bytes(payload)).map_err(settled)?;
-        wait_and_take(self.engine, admitted.root)
+        self.engine.shared().call(&outbound, payload)
     }
 
     /// Room for a payload of `len` bytes, to be written in place. It holds unspecified bytes of earlier

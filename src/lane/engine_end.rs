@@ -10,19 +10,17 @@
 use std::sync::Arc;
 
 use crate::base::failure::Rule;
-use crate::base::limits::{CACHE_LINE_BYTES, READ_BATCH};
+use crate::base::limits::READ_BATCH;
 use crate::base::sync::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::base::waiting::Waiting;
-use crate::lane::REQUEST_SIGNAL;
+use crate::lane::{BlockPlace, REQUEST_SIGNAL};
 use crate::shm::arena::{Arena, Block};
-use crate::shm::block::InPlace;
 use crate::shm::ring::{Look, OwnRing, PeerRing, Place};
 use crate::shm::spin::{Processors, Spinner};
 use crate::shm::view::{Memory, PeerSlot, View};
 use crate::wire::control::{reply, request};
 use crate::wire::envelope::{Envelope, flags, kind, status};
 use crate::wire::geometry::{Geometry, ReplyLayout, RequestLayout, units_of};
-use crate::wire::release;
 
 /// The request ring has no free slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,16 +43,6 @@ pub enum LastMark {
     Ended,
     /// The flag is set, but the ticket is not that of the oldest request.
     Stray,
-}
-
-/// A block of the reply arena that this process holds: where it is, and how much of it is payload. Goes back by
-/// [`EngineEnd::release`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct BlockPlace {
-    /// As in the envelope.
-    pub payload_at: u32,
-    /// Bytes.
-    pub len: u32,
 }
 
 /// The payload of a reply frame, checked against its place.
@@ -108,17 +96,17 @@ pub(super) struct Line<T>(pub(super) T);
 pub struct EngineEnd {
     pub(super) request: View,
     pub(super) reply: View,
-    geometry: Geometry,
+    pub(super) geometry: Geometry,
     pub(super) request_layout: RequestLayout,
-    reply_layout: ReplyLayout,
+    pub(super) reply_layout: ReplyLayout,
     pub(super) request_ring: OwnRing,
-    reply_ring: PeerRing,
+    pub(super) reply_ring: PeerRing,
     pub(super) arena: Arc<Arena>,
     records: Box<[Record]>,
     /// One bit per unit of the reply arena: the block that starts there is held by this process.
     pub(super) held: Box<[AtomicU64]>,
     /// Payload bytes of the held blocks.
-    held_bytes: AtomicU64,
+    pub(super) held_bytes: AtomicU64,
     /// Next request position to claim.
     pub(super) head: Line<AtomicU64>,
     /// Requests whose LAST has been read.
@@ -128,7 +116,7 @@ pub struct EngineEnd {
     /// Next reply position to read.
     pub(super) next: AtomicU64,
     /// Next place of the release ring.
-    released: Line<AtomicU64>,
+    pub(super) released: Line<AtomicU64>,
     /// 1 while both sides wait on one processor.
     shares: AtomicU32,
     /// What the worker had begun when its memory was given back.
@@ -251,13 +239,6 @@ impl EngineEnd {
         head.saturating_sub(self.freed.0.load(Ordering::Relaxed))
     }
 
-    /// Begins to bring near what the next request will write, but for the line that the worker looks at.
-    #[inline(always)]
-    pub fn prepare(&self) {
-        let head = self.head.0.load(Ordering::Relaxed);
-        self.request_ring.place(head).slot.prefetch_inline_write();
-    }
-
     /// Claims the next request position. What follows until [`EngineEnd::send`] must not fail.
     #[inline(always)]
     pub fn claim(&self) -> Result<u64, Full> {
@@ -349,7 +330,13 @@ impl EngineEnd {
     /// Whether the next reply is there (or a value that only the reader may judge). Needs no role.
     #[inline(always)]
     pub fn has_reply(&self) -> bool {
-        self.reply_ring.place(self.next()).look() != Look::Empty
+        let place = self.reply_ring.place(self.next());
+        let is_there = place.look() != Look::Empty;
+        if is_there {
+            // Who looks reads: the payload's line comes while the role is being taken.
+            place.slot.prefetch_inline();
+        }
+        is_there
     }
 
     /// Takes the reader role for one batch, hands each frame to `handle`, publishes what became free and
@@ -358,16 +345,29 @@ impl EngineEnd {
     /// A full fence stands between the publication of the new position and this function's return.
     #[inline]
     pub fn read(&self, handle: impl FnMut(Frame) -> Result<(), Rule>) -> Read {
-        // Acquire: pairs with the Release below; the previous holder's changes are visible.
-        if self.role.0.compare_exchange(NOBODY, SOMEBODY, Ordering::Acquire, Ordering::Relaxed).is_err() {
+        if !self.take_role() {
             return Read::Busy;
         }
         let read = self.read_batch(READ_BATCH as u64, true, handle);
-        // The frame that broke a rule might keep it when it is read once more, and what is behind it is worth
-        // nothing.
-        let next = if let Read::Corrupt(rule) = read { CORRUPT + rule as u32 } else { NOBODY };
-        self.role.0.store(next, Ordering::Release);
+        if let Read::Corrupt(rule) = read {
+            // The frame that broke a rule might keep it when it is read once more, and what is behind it is worth
+            // nothing.
+            self.role.0.store(CORRUPT + rule as u32, Ordering::Release);
+        } else {
+            self.give_role_back();
+        }
         read
+    }
+
+    #[inline(always)]
+    pub(super) fn take_role(&self) -> bool {
+        // Acquire: pairs with the Release of `give_role_back`; the previous holder's changes are visible.
+        self.role.0.compare_exchange(NOBODY, SOMEBODY, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    #[inline(always)]
+    pub(super) fn give_role_back(&self) {
+        self.role.0.store(NOBODY, Ordering::Release);
     }
 
     /// Takes the role for good and reads to the end: for a lane whose worker is dead. At most one ring's
@@ -422,14 +422,20 @@ impl EngineEnd {
             }
         }
         if next != begin {
-            self.request.store_release(request::CONSUMED, next);
-            self.next.store(next, Ordering::Release);
-            self.offer_room();
+            self.consumed(next);
         }
         match corrupt {
             Some(rule) => Read::Corrupt(rule),
             None => Read::Frames((next - begin) as usize),
         }
+    }
+
+    /// Publishes how far the replies have been read. By the holder of the role.
+    #[inline(always)]
+    pub(super) fn consumed(&self, next: u64) {
+        self.request.store_release(request::CONSUMED, next);
+        self.next.store(next, Ordering::Release);
+        self.offer_room();
     }
 
     /// Copies one frame out and checks it.
@@ -461,38 +467,6 @@ impl EngineEnd {
         Ok(Frame { envelope, payload, last })
     }
 
-    /// Checks where a frame's block lies and holds it.
-    #[inline(never)]
-    fn hold(&self, envelope: &Envelope) -> Result<BlockPlace, Rule> {
-        let block = BlockPlace { payload_at: envelope.payload_at, len: envelope.payload_len };
-        let arena_bytes = self.geometry.reply_arena_bytes;
-        let offset = block.offset();
-        if !offset.is_multiple_of(self.unit_bytes()) || offset >= arena_bytes {
-            return Err(Rule::PayloadPlace);
-        }
-        if block.len as usize > arena_bytes - offset {
-            return Err(Rule::PayloadLength);
-        }
-        let (word, bit) = self.held_bit(block);
-        if word.fetch_or(bit, Ordering::AcqRel) & bit != 0 {
-            return Err(Rule::BlockHeld);
-        }
-        self.held_bytes.fetch_add(u64::from(block.len), Ordering::Relaxed);
-        Ok(block)
-    }
-
-    /// The smallest block of the reply arena.
-    fn unit_bytes(&self) -> usize {
-        let arena_bytes = self.geometry.reply_arena_bytes;
-        arena_bytes / units_of(arena_bytes)
-    }
-
-    /// What says whether the block is held.
-    fn held_bit(&self, block: BlockPlace) -> (&AtomicU64, u64) {
-        let unit = block.offset() / self.unit_bytes();
-        (&self.held[unit / 64], 1 << (unit % 64))
-    }
-
     /// Frees the oldest request's slot and block if it is the one that `ticket` names.
     fn end_oldest(&self, ticket: u64) -> LastMark {
         let freed = self.freed.0.load(Ordering::Relaxed);
@@ -500,49 +474,33 @@ impl EngineEnd {
         if freed == self.head.0.load(Ordering::Acquire) || record.ticket.load(Ordering::Relaxed) != ticket {
             return LastMark::Stray;
         }
-        // Only the holder of the role is here, and who sends into this slot again finds it freed first: no exchange.
         let block = record.block.load(Ordering::Relaxed);
         if block != 0 {
             record.block.store(0, Ordering::Relaxed);
             self.arena.take_back(block).expect("a sent block is published until its LAST");
         }
-        record.ticket.store(0, Ordering::Relaxed);
-        self.freed.0.store(freed + 1, Ordering::Release);
+        self.free_oldest(freed);
         LastMark::Ended
     }
 
-    /// Whether more than half the reply arena is held here, so that the worker may lack room.
-    pub fn holds_much(&self) -> bool {
-        self.held_bytes.load(Ordering::Relaxed) > self.geometry.reply_arena_bytes as u64 / 2
+    /// Whether the request at `position` has a block in the arena.
+    #[inline(always)]
+    pub(super) fn has_block(&self, position: u64) -> bool {
+        self.records[self.request_ring.index(position)].block.load(Ordering::Relaxed) != 0
     }
 
-    /// Gives a block back to the worker. Once for each frame that came with one.
-    pub fn release(&self, block: BlockPlace) {
-        self.held_bytes.fetch_sub(u64::from(block.len), Ordering::Relaxed);
-        let (word, bit) = self.held_bit(block);
-        word.fetch_and(!bit, Ordering::AcqRel);
-        let position = self.released.0.fetch_add(1, Ordering::AcqRel);
-        let place = position as usize % self.geometry.release_places();
-        let at = self.request_layout.release_at + 8 * place;
-        self.request.store_release(at, release::entry(position, block.payload_at));
-        self.offer_room();
-    }
-
-    /// The payload of a held block, where it lies.
-    pub fn in_place(&self, block: BlockPlace) -> InPlace {
-        InPlace::new(self.reply.clone(), self.reply_layout.arena_at + block.offset(), block.len as usize)
-    }
-
-    /// Copies the payload of a held block out.
-    pub fn copy_block(&self, block: BlockPlace, out: &mut [u8]) {
-        assert!(out.len() <= block.len as usize, "read beyond the end of the payload");
-        self.reply.copy_out(self.reply_layout.arena_at + block.offset(), out);
+    /// Frees the slot of the oldest request, which stands at `position`.
+    #[inline(always)]
+    pub(super) fn free_oldest(&self, position: u64) {
+        // Only the holder of the role is here, and who sends into this slot again finds it freed first: no exchange.
+        self.records[self.request_ring.index(position)].ticket.store(0, Ordering::Relaxed);
+        self.freed.0.store(position + 1, Ordering::Release);
     }
 
     /// After a store that made room: wakes the worker if it waits for some. Forbidden: the worker sees no
     /// room *and* we do not see that it wants some; both sides fence between their store and their load.
     #[inline(always)]
-    fn offer_room(&self) {
+    pub(super) fn offer_room(&self) {
         fence(Ordering::SeqCst);
         if self.reply.load(reply::WANTS_ROOM) != 0 {
             self.request.futex_wake(request::ROOM);
@@ -575,12 +533,5 @@ impl EngineEnd {
         // Between this store and the look, as in `shm/signal.rs`: the worker commits, fences, looks at the bell.
         fence(Ordering::SeqCst);
         !self.has_reply()
-    }
-}
-
-impl BlockPlace {
-    /// Bytes from the start of the arena.
-    fn offset(self) -> usize {
-        (self.payload_at as usize - 1) * CACHE_LINE_BYTES
     }
 }

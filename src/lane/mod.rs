@@ -10,9 +10,12 @@
 
 mod end_of_life;
 mod engine_end;
+mod held_blocks;
+mod own_reply;
 mod worker_end;
 
-pub use engine_end::{BlockPlace, EngineEnd, Frame, FramePayload, LastMark, Outgoing, Read};
+pub use engine_end::{EngineEnd, Frame, FramePayload, LastMark, Outgoing, Read};
+pub use held_blocks::BlockPlace;
 pub use worker_end::{Idleness, Incoming, NoRoom, Said, WorkerEnd};
 
 use crate::shm::signal::Signal;

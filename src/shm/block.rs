@@ -24,15 +24,15 @@ pub(crate) fn request_bytes(segment: &View, at: usize, len: usize) -> &[u8] {
 ///
 /// A well-behaved worker does not write to it any more; one that is not may. Copies tolerate that and yield
 /// unspecified bytes.
-pub struct InPlace {
-    segment: View,
+pub struct InPlace<'a> {
+    segment: &'a View,
     at: usize,
     len: usize,
 }
 
-impl InPlace {
+impl<'a> InPlace<'a> {
     /// The range must have been checked against the arena.
-    pub(crate) fn new(segment: View, at: usize, len: usize) -> Self {
+    pub(crate) fn new(segment: &'a View, at: usize, len: usize) -> Self {
         assert!(at <= segment.bytes() && len <= segment.bytes() - at);
         Self { segment, at, len }
     }
@@ -69,7 +69,7 @@ impl InPlace {
     }
 }
 
-impl std::fmt::Debug for InPlace {
+impl std::fmt::Debug for InPlace<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("InPlace").field("len", &self.len).finish_non_exhaustive()
     }

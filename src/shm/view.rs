@@ -312,6 +312,19 @@ impl<'a, const OWN: bool> ViewSlot<'a, OWN> {
     }
 }
 
+impl ViewSlot<'_, false> {
+    /// Copies bytes from behind the envelope.
+    ///
+    /// One raw copy: what is read word by word is not there in one piece when it is copied on.
+    #[inline(always)]
+    pub fn copy_out(self, out: &mut [u8]) {
+        assert!(out.len() <= self.slots.inline_bytes(), "inline payload too long");
+        // SAFETY: inside the slot, and `out` is exclusive memory of this process. A well-behaved writer leaves the slot
+        // alone until it is told that it has been read; about another one see `View::copy_out`.
+        unsafe { std::ptr::copy_nonoverlapping(self.inline(), out.as_mut_ptr(), out.len()) }
+    }
+}
+
 impl ViewSlot<'_, true> {
     /// Begins to take what lies behind the envelope for writing. A hint, as above.
     #[inline(always)]

@@ -49,6 +49,8 @@ pub const ENVELOPE_BYTES: usize = 64;
 pub const ENVELOPE_WORDS: usize = ENVELOPE_BYTES / 8;
 /// Where `flags` stand in [`Envelope::head_word`].
 pub const FLAGS_SHIFT: u32 = 48;
+/// Where `kind`, `status` and `flags` begin in [`Envelope::head_word`].
+pub const SAID_SHIFT: u32 = 32;
 /// `source` of a frame that the engine made.
 pub const ENGINE: u16 = 0xFFFF;
 
@@ -80,6 +82,11 @@ pub mod flags {
     pub const KEYED: u16 = 2;
     /// Any other bit refuses the frame.
     pub const KNOWN: u16 = LAST | KEYED;
+}
+
+/// What [`Envelope::head_word`] has from [`SAID_SHIFT`] on.
+pub const fn said_word(kind: u8, status: u8, flags: u16) -> u64 {
+    (kind as u64) | (status as u64) << 8 | (flags as u64) << 16
 }
 
 impl Envelope {
@@ -142,9 +149,7 @@ impl Envelope {
     pub fn head_word(&self) -> u64 {
         u64::from(self.target)
             | u64::from(self.source) << 16
-            | u64::from(self.kind) << 32
-            | u64::from(self.status) << 40
-            | u64::from(self.flags) << FLAGS_SHIFT
+            | said_word(self.kind, self.status, self.flags) << SAID_SHIFT
     }
 
     /// The envelope that these words make; every bit pattern is one, so fields are checked by the reader.

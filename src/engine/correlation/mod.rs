@@ -22,6 +22,7 @@ mod hop;
 mod index;
 mod kept;
 mod outcome;
+mod own;
 mod root;
 
 pub use counters::Counters;
@@ -77,6 +78,10 @@ pub(crate) struct Admitted {
     pub root: RootKey,
     pub ticket: Ticket,
     pub trace_id: TraceId,
+    /// Whether that is the caller's, and stands in the index.
+    pub has_callers_id: bool,
+    /// The request's own, from 1.
+    pub number: u64,
 }
 
 /// Why a request is not admitted.
@@ -202,8 +207,8 @@ impl Correlation {
         let index = self.free.pop().ok_or(Refused::Full)?;
         let root = &self.roots[index as usize];
         let mut identity = admission.identity;
-        let callers_id = !identity.trace_id.is_none();
-        if callers_id {
+        let has_callers_id = !identity.trace_id.is_none();
+        if has_callers_id {
             let words = identity.trace_id.to_words();
             root.trace_id[0].store(words[0], Ordering::Relaxed);
             root.trace_id[1].store(words[1], Ordering::Relaxed);
@@ -214,7 +219,7 @@ impl Correlation {
         }
         let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
         let generation = number % Ticket::GENERATIONS;
-        if !callers_id {
+        if !has_callers_id {
             identity.trace_id = TraceId::from_words([number, self.id_seed]);
             root.trace_id[0].store(number, Ordering::Relaxed);
             root.trace_id[1].store(self.id_seed, Ordering::Relaxed);
@@ -222,7 +227,7 @@ impl Correlation {
         root.number.store(number, Ordering::Relaxed);
         root.deadline_ns.store(admission.deadline_ns, Ordering::Relaxed);
         root.tags.store(tags(&identity), Ordering::Relaxed);
-        let callers_id = if callers_id { CALLERS_ID } else { 0 };
+        let callers_id = if has_callers_id { CALLERS_ID } else { 0 };
         root.place.store(u64::from(admission.home) | callers_id, Ordering::Relaxed);
         let hop = index * self.sizes.max_branches as u32;
         self.hops[hop as usize].open(generation, admission.target, admission.group, 1);
@@ -232,6 +237,8 @@ impl Correlation {
             root: RootKey { index, generation },
             ticket: Ticket::new(hop, generation),
             trace_id: identity.trace_id,
+            has_callers_id,
+            number,
         })
     }
 

@@ -161,6 +161,15 @@ impl Root {
         }
     }
 
+    /// Open → free, by the owner, who has marked nothing; [`Root::wait_for_pins`] follows before the place is used
+    /// again.
+    #[inline(always)]
+    pub fn end_unmarked(&self, generation: u64) -> bool {
+        let free = generation << GENERATION_SHIFT | FREE;
+        // SeqCst: see the pins.
+        self.state.compare_exchange(free | OPEN, free, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    }
+
     // ---- hop entries ----
 
     /// Which hop entries are open: one bit each.
@@ -333,12 +342,18 @@ impl Root {
         self.state.fetch_and(!ASLEEP, Ordering::AcqRel);
     }
 
-    /// Ended → free, by whoever took the outcome.
-    pub fn free(&self) {
+    /// Waits until nobody is at work on a hop entry any more: for who has ended the root and frees it.
+    #[inline(always)]
+    pub fn wait_for_pins(&self) {
         while self.branches.load(Ordering::SeqCst) & PINS != 0 {
             // Somebody is handing a branch on; it does not wait for anything.
             pause();
         }
+    }
+
+    /// Ended → free, by whoever took the outcome.
+    pub fn free(&self) {
+        self.wait_for_pins();
         let state = self.state.load(Ordering::Relaxed);
         debug_assert_eq!(state & PHASE, ENDED);
         // Relaxed: the free list's push publishes it.

@@ -1,0 +1,50 @@
+//! The usual end of a call: its owner waits, reads the success itself, and takes it at once. So no outcome is kept for
+//! anybody, and the place is free again in the same step.
+
+use super::events::{Event, EventKind};
+use super::hop::{HopState, Source};
+use super::{Admitted, Correlation, tags};
+use crate::base::ids::Identity;
+
+impl Correlation {
+    /// Ends a request of no run by a success that was read for its first hop, as its owner, who takes the payload.
+    /// `trace_id` and `word` are what the frame carried back. The caller holds the reader role of `source`'s lane, and
+    /// calls [`Correlation::free_own`] without it. False: nothing has happened.
+    #[inline(always)]
+    pub fn end_own(
+        &self,
+        admitted: &Admitted,
+        identity: &Identity,
+        source: Source,
+        (trace_id, word): ([u64; 2], u64),
+        now_ns: u64,
+    ) -> bool {
+        let hop = &self.hops[admitted.ticket.slot() as usize];
+        let root = &self.roots[admitted.root.index as usize];
+        let is_own = hop.state(admitted.ticket.generation(), source) == HopState::Open
+            && admitted.trace_id.to_words() == trace_id
+            && tags(identity) == word;
+        if !is_own || !root.end_unmarked(admitted.root.generation) {
+            return false;
+        }
+        let counters = &self.counters[usize::from(source.lane)];
+        counters.terminals_received.add_as_reader();
+        counters.terminals_that_ended.add_as_reader();
+        counters.completed_by_terminal.add_as_reader();
+        self.history.complete(admitted.number);
+        hop.close_of_ending();
+        if admitted.has_callers_id {
+            self.index.remove(trace_id, admitted.root.index);
+        }
+        let (kind, trace_id) = (EventKind::Completed, admitted.trace_id);
+        self.events.add(Event { kind, trace_id, at_ns: now_ns, status: None });
+        true
+    }
+
+    /// Frees the place of a request that [`Correlation::end_own`] has ended.
+    #[inline(always)]
+    pub fn free_own(&self, admitted: &Admitted) {
+        self.roots[admitted.root.index as usize].wait_for_pins();
+        self.free.push(admitted.root.index);
+    }
+}

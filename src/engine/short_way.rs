@@ -1,0 +1,108 @@
+//! The short way of a call, there and back: a payload that fits its slot, one worker that lives and has room, an owner
+//! who waits. The same as the long way, less what does not apply; it gives up without a trace, and the long way finds
+//! out why.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::correlation::{Admitted, Phase};
+use super::dispatch::{Outbound, Payload};
+use super::link::Link;
+use super::pending::{CallError, Reply, take};
+use super::request::settled;
+use super::shared::Shared;
+use super::small::Small;
+use crate::base::ids::Identity;
+use crate::base::limits::INLINE_REPLY_BYTES;
+use crate::lane::Outgoing;
+use crate::shm::spin::Next;
+
+/// A request that has been sent, and where.
+pub(super) struct Sent<'s> {
+    pub admitted: Admitted,
+    link: &'s Link,
+    position: u64,
+}
+
+impl Shared {
+    /// Sends a request, waits for its end, and takes that.
+    #[inline(always)]
+    pub fn call(self: &Arc<Self>, outbound: &Outbound, bytes: &[u8]) -> Result<Reply, CallError> {
+        let admitted = match self.submit_at_once(outbound, bytes) {
+            Some(sent) => match self.own_reply(outbound, &sent) {
+                Some(reply) => return Ok(reply),
+                None => sent.admitted,
+            },
+            None => self.submit_or_wait(outbound, Payload::Bytes(bytes)).map_err(settled)?,
+        };
+        self.wait(admitted.root);
+        take(self, admitted.root)
+    }
+
+    /// Sends a request, without a copy on the way. `None`: nothing has happened.
+    #[inline(always)]
+    pub fn submit_at_once(&self, outbound: &Outbound, bytes: &[u8]) -> Option<Sent<'_>> {
+        let group = self.may_enter(outbound).ok()?;
+        let link = self.lanes[self.lane_in(group, outbound)].link()?;
+        let is_usual = bytes.len() <= link.end.inline_bytes()
+            && link.is_live()
+            && link.forwards.waiting() == 0
+            && !self.holds_too_much();
+        if !is_usual {
+            return None;
+        }
+        let (admitted, position) = self.admit(link, group, outbound).ok()?;
+        self.launch(link, outbound, &admitted, position, Outgoing::Inline(bytes));
+        Some(Sent { admitted, link, position })
+    }
+
+    /// Waits for the reply to a request for a moment, and takes it out of the lane itself. `None`: something else has
+    /// come, or nothing.
+    #[inline(always)]
+    fn own_reply(&self, outbound: &Outbound, sent: &Sent<'_>) -> Option<Reply> {
+        let Sent { admitted, link, .. } = sent;
+        let mut spinner = link.end.spinner(self.waiting);
+        link.begin_looking();
+        let reply = loop {
+            if link.end.has_reply() {
+                break self.read_own(outbound, sent);
+            }
+            // Somebody else may have read it.
+            if self.correlation.phase(admitted.root) != Phase::Open {
+                break None;
+            }
+            if spinner.step(link.end.processors()) != Next::Look {
+                break None;
+            }
+        };
+        if reply.is_some() {
+            link.end.end_wait(&spinner);
+            if link.forwards.waiting() != 0 {
+                self.flush_behind_fence(link);
+            }
+            link.stop_looking_after_read(&self.correlation);
+            self.correlation.free_own(admitted);
+            self.room_came_free();
+        } else {
+            link.stop_looking(&self.correlation);
+        }
+        self.arm_for_awaited(link);
+        reply
+    }
+
+    #[inline(always)]
+    fn read_own(&self, outbound: &Outbound, sent: &Sent<'_>) -> Option<Reply> {
+        let Sent { admitted, link, position } = sent;
+        let now_ns = self.clock_ns.load(Ordering::Relaxed);
+        link.end.read_own(*position, admitted.ticket.0, |reply| {
+            let carried = (reply.trace_id, reply.tags);
+            let is_ended = reply.len <= INLINE_REPLY_BYTES
+                && self.correlation.end_own(admitted, &outbound.identity, link.source, carried, now_ns);
+            let identity = Identity { trace_id: admitted.trace_id, ..outbound.identity };
+            is_ended.then(|| {
+                let payload = Small::new(reply.len, |bytes| reply.copy_to(bytes));
+                Reply::small(identity, payload)
+            })
+        })
+    }
+}

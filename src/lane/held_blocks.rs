@@ -1,0 +1,93 @@
+//! Blocks of the reply arena that this process holds, each from the frame that names it until it is released.
+//!
+//! Owns: which blocks are held, and the next place of the release ring. A frame that names a held block is an
+//! impossible one, so each block is released once.
+
+use super::engine_end::EngineEnd;
+use crate::base::failure::Rule;
+use crate::base::limits::CACHE_LINE_BYTES;
+use crate::base::sync::{AtomicU64, Ordering};
+use crate::shm::block::InPlace;
+use crate::shm::view::Memory;
+use crate::wire::envelope::Envelope;
+use crate::wire::geometry::units_of;
+use crate::wire::release;
+
+/// A block of the reply arena that this process holds: where it is, and how much of it is payload. Goes back by
+/// [`EngineEnd::release`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BlockPlace {
+    /// As in the envelope.
+    pub payload_at: u32,
+    /// Bytes.
+    pub len: u32,
+}
+
+impl EngineEnd {
+    /// Checks where a frame's block lies and holds it.
+    #[inline(never)]
+    pub(super) fn hold(&self, envelope: &Envelope) -> Result<BlockPlace, Rule> {
+        let block = BlockPlace { payload_at: envelope.payload_at, len: envelope.payload_len };
+        let arena_bytes = self.geometry.reply_arena_bytes;
+        let offset = block.offset();
+        if !offset.is_multiple_of(self.unit_bytes()) || offset >= arena_bytes {
+            return Err(Rule::PayloadPlace);
+        }
+        if block.len as usize > arena_bytes - offset {
+            return Err(Rule::PayloadLength);
+        }
+        let (word, bit) = self.held_bit(block);
+        if word.fetch_or(bit, Ordering::AcqRel) & bit != 0 {
+            return Err(Rule::BlockHeld);
+        }
+        self.held_bytes.fetch_add(u64::from(block.len), Ordering::Relaxed);
+        Ok(block)
+    }
+
+    /// The smallest block of the reply arena.
+    fn unit_bytes(&self) -> usize {
+        let arena_bytes = self.geometry.reply_arena_bytes;
+        arena_bytes / units_of(arena_bytes)
+    }
+
+    /// What says whether the block is held.
+    fn held_bit(&self, block: BlockPlace) -> (&AtomicU64, u64) {
+        let unit = block.offset() / self.unit_bytes();
+        (&self.held[unit / 64], 1 << (unit % 64))
+    }
+
+    /// Whether more than half the reply arena is held here, so that the worker may lack room.
+    pub fn holds_much(&self) -> bool {
+        self.held_bytes.load(Ordering::Relaxed) > self.geometry.reply_arena_bytes as u64 / 2
+    }
+
+    /// Gives a block back to the worker. Once for each frame that came with one.
+    pub fn release(&self, block: BlockPlace) {
+        self.held_bytes.fetch_sub(u64::from(block.len), Ordering::Relaxed);
+        let (word, bit) = self.held_bit(block);
+        word.fetch_and(!bit, Ordering::AcqRel);
+        let position = self.released.0.fetch_add(1, Ordering::AcqRel);
+        let place = position as usize % self.geometry.release_places();
+        let at = self.request_layout.release_at + 8 * place;
+        self.request.store_release(at, release::entry(position, block.payload_at));
+        self.offer_room();
+    }
+
+    /// The payload of a held block, where it lies.
+    pub fn in_place(&self, block: BlockPlace) -> InPlace<'_> {
+        InPlace::new(&self.reply, self.reply_layout.arena_at + block.offset(), block.len as usize)
+    }
+
+    /// Copies the payload of a held block out.
+    pub fn copy_block(&self, block: BlockPlace, out: &mut [u8]) {
+        assert!(out.len() <= block.len as usize, "read beyond the end of the payload");
+        self.reply.copy_out(self.reply_layout.arena_at + block.offset(), out);
+    }
+}
+
+impl BlockPlace {
+    /// Bytes from the start of the arena.
+    fn offset(self) -> usize {
+        (self.payload_at as usize - 1) * CACHE_LINE_BYTES
+    }
+}
