@@ -129,7 +129,7 @@ impl Shared {
             return Err(NotTaken::Stopped);
         }
         // Against the clock as it was read for this deadline.
-        self.give_up_if_due(outbound, self.clock_ns.load(Ordering::Relaxed))?;
+        self.give_up_if_due(outbound, self.noted_clock_ns())?;
         let group = self.group_of(outbound.target);
         if outbound.key.is_none() && self.placement.groups[usize::from(group.0)].keyed {
             return Err(NotTaken::KeyMissing);

@@ -1,8 +1,6 @@
 //! The way of a reply in: a batch of frames is read under the lane's reader role; each ends its request, goes on
 //! to another group, or ends its branch. Ends by deadline, by cancellation and with a dead lane are here too.
 
-use std::sync::atomic::Ordering;
-
 use super::answer::Answer;
 use super::correlation::{Aftermath, EndedRoot, Outcome, Passage, RootKey, Source, Verdict, Way};
 use super::forward::{Carried, Onward, Wakes};
@@ -27,7 +25,7 @@ impl Shared {
         }
         // Owners to be told; mostly none, seldom more than one.
         let mut wakes = Wakes::new();
-        let now_ns = self.clock_ns.load(Ordering::Relaxed);
+        let now_ns = self.noted_clock_ns();
         let read = link.end.read(|frame| self.judge(link, frame, now_ns, &mut wakes));
         // A full fence stands at the end of the batch, behind the room that it made.
         self.flush(link, &mut wakes);

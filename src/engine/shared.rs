@@ -260,6 +260,12 @@ impl Shared {
         }
     }
 
+    /// What the clock said last.
+    #[inline(always)]
+    pub fn noted_clock_ns(&self) -> u64 {
+        self.clock_ns.load(Ordering::Relaxed)
+    }
+
     /// Reads the precise clock and remembers what it said.
     pub fn read_clock(&self) -> u64 {
         let now_ns = clock::monotonic_ns();

@@ -3,7 +3,6 @@
 //! out why.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::correlation::{Admitted, Phase};
 use super::dispatch::{Outbound, Payload};
@@ -93,7 +92,7 @@ impl Shared {
     #[inline(always)]
     fn read_own(&self, outbound: &Outbound, sent: &Sent<'_>) -> Option<Reply> {
         let Sent { admitted, link, position } = sent;
-        let now_ns = self.clock_ns.load(Ordering::Relaxed);
+        let now_ns = self.noted_clock_ns();
         link.end.read_own(*position, admitted.ticket.0, |reply| {
             let carried = (reply.trace_id, reply.tags);
             let is_ended = reply.len <= INLINE_REPLY_BYTES

@@ -73,16 +73,27 @@ impl Origin {
 /// What a reply frame says beside what it carries back.
 #[derive(Clone, Copy, Debug)]
 pub struct Said {
-    /// One of [`kind`](crate::wire::envelope::kind).
-    pub kind: u8,
-    /// One of [`status`](crate::wire::envelope::status).
-    pub status: u8,
-    /// The node that the request was for.
-    pub target: u16,
-    /// The node that speaks.
-    pub source: u16,
-    /// Of an output: what chooses the process that it goes to.
-    pub key: Option<u64>,
+    /// The last word of its envelope, but for the flags.
+    ///
+    /// Put together where it is said: a word that is loaded right after narrower stores to it waits for them.
+    head: u64,
+    key: Option<u64>,
+}
+
+impl Said {
+    /// `kind` and `status` as in the envelope; `target` is the node that the frame is for, or that the request was
+    /// for, `source` the node that speaks.
+    #[inline(always)]
+    pub fn new(kind: u8, status: u8, target: u16, source: u16) -> Self {
+        let head = Envelope { kind, status, target, source, ..Envelope::default() }.head_word();
+        Self { head, key: None }
+    }
+
+    /// An output by a key, which chooses the process that it goes to.
+    #[inline(always)]
+    pub fn by(self, key: Option<u64>) -> Self {
+        Self { key, ..self }
+    }
 }
 
 /// What is a written frame's own of its envelope.
@@ -95,12 +106,11 @@ struct Staged {
 
 impl Staged {
     fn new(said: Said, payload_len: usize, payload_at: u32) -> Self {
-        let Said { kind, status, target, source, key } = said;
-        let payload_len = payload_len as u32;
+        let Said { head, key } = said;
         let flags = if key.is_some() { flags::KEYED } else { 0 };
-        let own =
-            Envelope { payload_len, payload_at, kind, status, target, source, flags, ..Envelope::default() };
-        Self { key: key.unwrap_or(0), payload: own.payload_word(), head: own.head_word() }
+        let own = Envelope { payload_len: payload_len as u32, payload_at, ..Envelope::default() };
+        let head = head | u64::from(flags) << FLAGS_SHIFT;
+        Self { key: key.unwrap_or(0), payload: own.payload_word(), head }
     }
 }
 

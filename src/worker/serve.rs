@@ -88,8 +88,9 @@ struct RingPort<'a> {
 }
 
 impl RingPort<'_> {
+    #[inline(always)]
     fn said(&self, kind: u8, status: u8, source: u16) -> Said {
-        Said { kind, status, target: self.target, source, key: None }
+        Said::new(kind, status, self.target, source)
     }
 
     /// Ends the request.
@@ -169,8 +170,8 @@ impl Port for RingPort<'_> {
     }
 
     fn pass_on(&mut self, way: Way, payload: &[u8]) -> Result<(), EmitError> {
-        let said = self.said(kind::OUTPUT, status::SUCCESS, way.source.0);
-        self.send(Said { target: way.target.0, key: way.key, ..said }, payload)
+        let said = Said::new(kind::OUTPUT, status::SUCCESS, way.target.0, way.source.0);
+        self.send(said.by(way.key), payload)
     }
 
     fn fail(&mut self, source: NodeId, class: ExecutionClass, code: u32, text: &str) {
