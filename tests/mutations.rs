@@ -144,7 +144,7 @@ const MUTANTS: [Mutant; 27] = [
         name: "answered-with-the-last-branch",
         file: "src/engine/correlation/kept.rs",
         guard: "|| last == LastMark::Ended && root.is_alone(key.generation, entry)",
-        without: "|| last == LastMark::Ended && entry < 64",
+        without: "|| last == LastMark::Ended && (root.is_alone(key.generation, entry) || entry < 64)",
         tests: SIMULATION,
     },
     Mutant {
