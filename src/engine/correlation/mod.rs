@@ -428,7 +428,7 @@ impl Correlation {
             prefetch(&self.hops[hop]);
             prefetch(&root.number);
             prefetch(&root.outcome);
-            prefetch(&self.cells[index * self.words_per_cell]);
+            self.cell(index as u32).first().into_iter().for_each(prefetch);
             self.index.prefetch(id);
         }
     }
