@@ -12,7 +12,7 @@ mod machine;
 pub mod parts;
 
 pub use births::{Births, Workers};
-pub use machine::{Ending, Entrances, Entry, LastMark, Machine, Passed, Peer, Tables, Taken};
+pub use machine::{Ending, Entry, LastMark, Machine, Passed, Peer, Tables, Taken};
 
 pub use crate::wire::envelope::{Envelope, flags, kind, status};
 

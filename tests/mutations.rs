@@ -20,7 +20,7 @@ struct Mutant {
 
 const SIMULATION: &[&str] = &["--test", "simulation"];
 
-const MUTANTS: [Mutant; 17] = [
+const MUTANTS: [Mutant; 27] = [
     Mutant {
         name: "first-terminal-wins",
         file: "src/engine/correlation/root.rs",
@@ -139,6 +139,76 @@ const MUTANTS: [Mutant; 17] = [
         guard: "(*deadline_ns, *number)",
         without: "(*number, *deadline_ns)",
         tests: SIMULATION,
+    },
+    Mutant {
+        name: "answered-with-the-last-branch",
+        file: "src/engine/correlation/kept.rs",
+        guard: "|| last == LastMark::Ended && root.is_alone(key.generation, entry)",
+        without: "|| last == LastMark::Ended && (root.is_alone(key.generation, entry) || entry < 64)",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "answered-when-its-branch-ends",
+        file: "src/engine/correlation/kept.rs",
+        guard: "|| last == LastMark::Ended && root.is_alone(key.generation, entry)",
+        without: "|| last != LastMark::Stray && root.is_alone(key.generation, entry)",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "kept-answers-before-the-last-one",
+        file: "src/engine/correlation/root.rs",
+        guard: "word & (BRANCHES | KEPT) == 1 << entry",
+        without: "word & BRANCHES == 1 << entry",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "first-in-place-before-the-latest",
+        file: "src/engine/order.rs",
+        guard: "if self.stands_before(mark, parent) {",
+        without: "if self.stands_before(mark, parent) && input == u64::MAX {",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "first-in-place-before-the-first-to-come",
+        file: "src/engine/answer.rs",
+        guard: "let later = if is_first {",
+        without: "let later = if is_first && lane == u16::MAX {",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "kept-answers-have-a-deadline",
+        file: "src/engine/correlation/kept.rs",
+        guard: "if has_passed(root.deadline_ns.load(Ordering::Relaxed), now_ns) {",
+        without: "if has_passed(root.deadline_ns.load(Ordering::Relaxed), 0) {",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "kept-answers-count-by-lane",
+        file: "src/engine/correlation/kept.rs",
+        guard: "let others = count - u64::from(*lane == winner.lane);",
+        without: "let others = count - 1;",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "kept-for-nothing-is-late",
+        file: "src/engine/correlation/kept.rs",
+        guard: "counters.late_reply_drop.add_many(*count);",
+        without: "counters.late_reply_drop.add_many(0);",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "no-entry-for-what-has-ended",
+        file: "src/engine/correlation/root.rs",
+        guard: "if self.open_generation() != Some(generation) {",
+        without: "if generation == u64::MAX {",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "dead-inputs-leave-with-all-frames",
+        file: "src/engine/in_order.rs",
+        guard: "need not wait for that.\n            leave_with(shared, state, held.ticket);",
+        without: "need not wait for that.\n            state.order.end(held.ticket.0);",
+        tests: &["--test", "away"],
     },
 ];
 

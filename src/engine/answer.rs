@@ -1,18 +1,20 @@
 //! Answers in a run, of inputs that have other branches: kept until the last of them has ended.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::sync::Arc;
 
 use super::correlation::{Outcome, RootKey, Source, Tally, Verdict, Winner};
 use super::forward::Wakes;
 use super::local_port::fill_cell;
+use super::order::{Marked, Order, Reach};
 use super::shared::Shared;
 use crate::base::ids::{GroupId, TraceId};
-use crate::base::sync::Ordering;
 use crate::lane::LastMark;
 use crate::wire::envelope::{Envelope, status};
 
 /// A terminal, copied into this process.
-pub(super) struct Answer {
+pub(crate) struct Answer {
     pub source: Source,
     /// That it came from.
     pub group: GroupId,
@@ -21,39 +23,72 @@ pub(super) struct Answer {
 }
 
 /// Those of one input.
-pub(super) struct Answers {
+pub(crate) struct Answers {
     /// In the order of places; the payloads of the others are not kept.
-    first: Answer,
+    pub first: Answer,
     pub tally: Tally,
 }
 
 impl Answers {
-    /// Adds one to those of its input. Its bytes count as held between groups.
-    pub fn add(of_input: Entry<'_, u64, Self>, shared: &Shared, answer: Answer, is_first: bool) {
+    /// The one that counts; beyond `cell_bytes` its payload does not fit the request's cell.
+    pub fn winner(&self, cell_bytes: usize) -> Winner {
+        let Answer { source, group, envelope, bytes } = &self.first;
+        let len = bytes.len() as u32;
+        let outcome = match envelope.status {
+            status::ERROR => Outcome::Error { len },
+            _ if bytes.len() > cell_bytes => Outcome::Heap,
+            _ => Outcome::Inline { len },
+        };
+        Winner { lane: source.lane, group: *group, outcome }
+    }
+}
+
+/// The frames of one run, in order, and its answers. Its user locks.
+pub(crate) struct Answered<T> {
+    pub order: Order<T>,
+    /// Of inputs whose requests have not ended.
+    answers: BTreeMap<u64, Answers>,
+}
+
+impl<T> Answered<T> {
+    /// Of a run without frames.
+    pub fn new(reach: Arc<Reach>) -> Self {
+        Self { order: Order::new(reach), answers: BTreeMap::new() }
+    }
+
+    /// An answer by the executing frame `parent`, of an input that has other branches. What comes back is the answer
+    /// whose payload does not count by this, or by the one that stands before it.
+    ///
+    /// # Errors
+    ///
+    /// The answer, if no frame `parent` executes: its input has ended.
+    pub fn answer(&mut self, parent: u64, answer: Answer) -> Result<Option<Answer>, Answer> {
+        let Some(Marked { input, is_first }) = self.order.mark(parent) else { return Err(answer) };
         let lane = answer.source.lane;
-        let held = |answer: &Answer| answer.bytes.len() as u64;
-        match of_input {
+        match self.answers.entry(input) {
             Entry::Vacant(place) => {
-                shared.forwarded_bytes.fetch_add(held(&answer), Ordering::Relaxed);
                 let mut tally = Tally::new(TraceId::from_words(answer.envelope.trace_id));
                 tally.add(lane);
-                place.insert(Self { first: answer, tally });
+                place.insert(Answers { first: answer, tally });
+                Ok(None)
             }
             Entry::Occupied(mut place) => {
                 let answers = place.get_mut();
                 answers.tally.add(lane);
-                if is_first {
-                    shared.forwarded_bytes.fetch_add(held(&answer), Ordering::Relaxed);
-                    answers.let_go(shared);
-                    answers.first = answer;
-                }
+                let later = if is_first { std::mem::replace(&mut answers.first, answer) } else { answer };
+                Ok(Some(later))
             }
         }
     }
 
-    /// Its bytes are not held any more.
-    pub fn let_go(&self, shared: &Shared) {
-        shared.forward_gone(&self.first.bytes);
+    /// Takes the answers of the input that this frame belongs to; its was the last branch.
+    pub fn take_answers(&mut self, id: u64) -> Option<Answers> {
+        self.answers.remove(&self.order.input_of(id)?)
+    }
+
+    /// An input leaves, whose request has ended: its frames that were held, in order, and its answers, which are late.
+    pub fn leave(&mut self, input: u64) -> (Vec<T>, Option<Answers>) {
+        (self.order.end_input(input), self.answers.remove(&input))
     }
 }
 
@@ -71,24 +106,18 @@ impl Shared {
     #[cold]
     pub fn end_with_answer(&self, envelope: &Envelope, key: RootKey, now_ns: u64, wakes: &mut Wakes) {
         let order = self.order_of(key.index);
-        let answers = order.and_then(|order| order.take_answers(self, envelope.ticket));
-        let Some(Answers { first, tally }) = answers else {
+        let Some(answers) = order.and_then(|order| order.take_answers(self, envelope.ticket)) else {
             // Something else has ended the input, and its owner has left.
             return debug_assert!(!self.correlation.is_open(key));
         };
-        let Answer { source, group, envelope: answered, bytes } = first;
-        let len = bytes.len() as u32;
-        let outcome = match answered.status {
-            status::ERROR => Outcome::Error { len },
-            _ if bytes.len() > 8 * self.correlation.cell(key.index).len() => Outcome::Heap,
-            _ => Outcome::Inline { len },
-        };
-        let winner = Winner { lane: source.lane, group, outcome };
-        let verdict =
-            self.correlation.end_with_answer(envelope, key, winner, &tally, now_ns, |cell| match outcome {
+        let winner = answers.winner(8 * self.correlation.cell(key.index).len());
+        let Answers { first: Answer { bytes, .. }, tally } = answers;
+        let verdict = self.correlation.end_with_answer(envelope, key, winner, &tally, now_ns, |cell| {
+            match winner.outcome {
                 Outcome::Heap => self.keep_payload(key.index, bytes),
                 _ => fill_cell(cell, &bytes),
-            });
+            }
+        });
         if let Verdict::Ended(index, aftermath) = verdict {
             self.settle(index, aftermath, wakes);
         }

@@ -2,14 +2,13 @@
 //! process; those that may are handed on, in order, under this run's lock. And one run's answers: of an input that
 //! has other branches open, the first in the order of places is kept here.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::answer::{Answer, Answers};
+use super::answer::{Answer, Answered, Answers};
 use super::correlation::{Branch, RootKey};
 use super::forward::{Carried, Onward, Wakes};
-use super::order::{Marked, Order, Reach};
+use super::order::Reach;
 use super::shared::Shared;
 use crate::base::failure::Rule;
 use crate::base::ids::Ticket;
@@ -29,15 +28,11 @@ pub(super) struct InOrder {
     state: Mutex<State>,
 }
 
-struct State {
-    order: Order<Held>,
-    /// Of inputs whose requests have not ended.
-    answers: BTreeMap<u64, Answers>,
-}
+type State = Answered<Held>;
 
 impl InOrder {
     pub fn new(reach: Arc<Reach>) -> Self {
-        Self { state: Mutex::new(State { order: Order::new(reach), answers: BTreeMap::new() }) }
+        Self { state: Mutex::new(State::new(reach)) }
     }
 
     /// What the runs of a plan need to know of it.
@@ -101,17 +96,21 @@ impl InOrder {
     /// An answer by the hop with ticket `parent`, of an input that has other branches. False if the input has
     /// ended, and its owner knows.
     pub fn answer(&self, shared: &Shared, parent: u64, answer: Answer) -> bool {
-        let State { order, answers } = &mut *self.lock();
-        let Some(Marked { input, is_first }) = order.mark(parent) else { return false };
-        Answers::add(answers.entry(input), shared, answer, is_first);
-        true
+        let state = &mut *self.lock();
+        // Before anything is taken off, so that the sum never falls below nought.
+        shared.forwarded_bytes.fetch_add(answer.bytes.len() as u64, Ordering::Relaxed);
+        let kept = state.answer(parent, answer);
+        let is_kept = kept.is_ok();
+        if let Ok(Some(gone)) | Err(gone) = kept {
+            shared.forward_gone(&gone.bytes);
+        }
+        is_kept
     }
 
     /// Takes the answers of the input that the hop with this ticket belongs to; it was the last one.
     pub fn take_answers(&self, shared: &Shared, ticket: u64) -> Option<Answers> {
-        let State { order, answers } = &mut *self.lock();
-        let taken = answers.remove(&order.input_of(ticket)?)?;
-        taken.let_go(shared);
+        let taken = self.lock().take_answers(ticket)?;
+        shared.forward_gone(&taken.first.bytes);
         Some(taken)
     }
 
@@ -119,35 +118,32 @@ impl InOrder {
     /// come any more: the others need not wait until its owner takes it.
     pub fn end_input_of(&self, shared: &Shared, ticket: Ticket, wakes: &mut Wakes) {
         let state = &mut *self.lock();
-        state.leave_with(shared, ticket);
+        leave_with(shared, state, ticket);
         hand_on_held(shared, state, wakes);
     }
 
     /// The input's request has ended, and its owner is about to take it.
     pub fn end_input(&self, shared: &Shared, input: u64, wakes: &mut Wakes) {
         let state = &mut *self.lock();
-        state.leave(shared, input);
+        leave(shared, state, input);
         hand_on_held(shared, state, wakes);
     }
 }
 
-impl State {
-    /// The frames of an input whose request has ended leave, and its answers: they are late.
-    fn leave(&mut self, shared: &Shared, input: u64) {
-        for held in self.order.end_input(input) {
-            put_down(shared, &held);
-        }
-        if let Some(answers) = self.answers.remove(&input) {
-            answers.let_go(shared);
-            shared.correlation.too_late(&answers.tally, shared.clock_ns.load(Ordering::Relaxed));
-        }
+/// The frames of an input whose request has ended leave, and its answers: they are late.
+fn leave(shared: &Shared, state: &mut State, input: u64) {
+    let (held, answers) = state.leave(input);
+    held.iter().for_each(|held| put_down(shared, held));
+    if let Some(answers) = answers {
+        shared.forward_gone(&answers.first.bytes);
+        shared.correlation.too_late(&answers.tally, shared.clock_ns.load(Ordering::Relaxed));
     }
+}
 
-    /// The same for the input that the hop with this ticket belongs to.
-    fn leave_with(&mut self, shared: &Shared, hop: Ticket) {
-        if let Some(input) = self.order.input_of(hop.0) {
-            self.leave(shared, input);
-        }
+/// The same for the input that the hop with this ticket belongs to.
+fn leave_with(shared: &Shared, state: &mut State, hop: Ticket) {
+    if let Some(input) = state.order.input_of(hop.0) {
+        leave(shared, state, input);
     }
 }
 
@@ -188,8 +184,8 @@ fn hand_on_one(shared: &Shared, state: &mut State, held: &Held, wakes: &mut Wake
         }
         None => {
             put_down(shared, held);
-            // Its root has ended; who stands behind it need not wait for it.
-            state.order.end(held.ticket.0);
+            // Its root has ended; who stands behind it, or behind another of its frames, need not wait for that.
+            leave_with(shared, state, held.ticket);
         }
     }
 }
@@ -197,7 +193,7 @@ fn hand_on_one(shared: &Shared, state: &mut State, held: &Held, wakes: &mut Wake
 /// What is handed on to a group that nobody serves any more ends its input.
 fn leave_if_ended(shared: &Shared, state: &mut State, held: &Held) {
     if !shared.correlation.is_open(held.root) {
-        state.leave_with(shared, held.ticket);
+        leave_with(shared, state, held.ticket);
     }
 }
 

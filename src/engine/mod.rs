@@ -15,7 +15,7 @@
 //! correlation/  every request ends exactly once
 //! ```
 
-mod answer;
+pub(crate) mod answer;
 mod bell;
 mod builder;
 pub(crate) mod correlation;

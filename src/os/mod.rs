@@ -31,5 +31,7 @@ pub mod program;
 pub mod random;
 /// The bootstrap socket pair and descriptor passing.
 pub mod socket;
+/// Large tables in this process's own memory.
+pub mod table;
 /// Loopback TCP: a listener with a backlog, a socket that knows its port first.
 pub mod tcp;

@@ -1,17 +1,19 @@
-//! The engine's books by hand: the correlation table with every lane, hop and life of a worker, and the order of
-//! runs. Frames, calls and readings of the clock go in; no process, no ring, no clock.
+//! The engine's books by hand: the correlation table with every lane, hop and life of a worker, and one run, with the
+//! order of its frames and its kept answers. Frames, calls and readings of the clock go in; no process, no ring, no
+//! clock.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{CELL_BYTES, End, Judged, NotRegistered, Waiter, status};
 use crate::base::failure::{Cause, Rule};
 use crate::base::ids::{GroupId, Identity, Ticket, TraceId};
 use crate::base::sync::{AtomicU64, Ordering, fence};
+use crate::engine::answer::{Answer, Answered};
 use crate::engine::correlation::{
-    Admission, Aftermath, Correlation, EndedRoot, Outcome, Passage, Phase, Refused, Sizes, Source, Verdict,
-    Way,
+    Admission, Aftermath, Branch, Correlation, EndedRoot, Outcome, Passage, Phase, Refused, RootKey, Sizes,
+    Source, Verdict, Way,
 };
-use crate::engine::order::{Order, Reach};
+use crate::engine::order::Reach;
 use crate::engine::{Audit, Counters, Event};
 use crate::wire::envelope::Envelope;
 
@@ -86,6 +88,8 @@ pub struct Ending {
     pub trace_id: TraceId,
     /// Where frames of it stand that are not wanted any more.
     pub frames: Vec<(Peer, u64)>,
+    /// Ticket of a hop that had not ended, for its run.
+    pub hop: Option<u64>,
 }
 
 /// How a waiter ended, and what is said of it.
@@ -102,17 +106,28 @@ pub struct Taken {
 /// The books.
 pub struct Machine {
     correlation: Correlation,
+    run: Mutex<Answered<u64>>,
+    /// By lane.
+    groups: Vec<GroupId>,
 }
 
-/// Why no answer of a waiter is kept.
-const NO_RUN: &str = "the order of runs stands beside the table here: no waiter ends with its last branch";
-
 impl Machine {
-    /// Empty ones.
+    /// Empty ones, over a plan of one group.
     pub fn new(tables: Tables) -> Self {
+        Self::over(tables, &[Vec::new()], &vec![0; tables.lanes])
+    }
+
+    /// Empty ones, over a plan: by group, the groups that a frame executing there can still enter; by lane, its group.
+    /// Node and group have the same number.
+    pub fn over(tables: Tables, reach: &[Vec<u16>], groups: &[u16]) -> Self {
         let Tables { roots, max_branches, completed_history, lanes } = tables;
         let sizes = Sizes { roots, max_branches, completed_history, lanes, inline_bytes: CELL_BYTES };
-        Self { correlation: Correlation::new(sizes, 1) }
+        let nodes = (0..reach.len() as u16).collect();
+        Self {
+            correlation: Correlation::new(sizes, 1),
+            run: Mutex::new(Answered::new(Arc::new(Reach::new(nodes, reach.to_vec())))),
+            groups: groups.iter().copied().map(GroupId).collect(),
+        }
     }
 
     // ---- calls ----
@@ -155,7 +170,7 @@ impl Machine {
     /// Gives a hop its lane and its place there; false like [`Machine::assign`].
     pub fn send(&self, waiter: &Waiter, ticket: u64, peer: Peer, position: u64) -> bool {
         let branch = self.correlation.take_up(waiter.admitted.root, Ticket(ticket));
-        let place = |branch: crate::engine::correlation::Branch<'_>| {
+        let place = |branch: Branch<'_>| {
             branch.assign(peer.source());
             branch.place(position);
         };
@@ -223,27 +238,49 @@ impl Machine {
         payload: &[u8],
         now_ns: u64,
     ) -> Judged {
-        let len = payload.len().min(CELL_BYTES);
+        let payload = &payload[..payload.len().min(CELL_BYTES)];
+        let len = payload.len() as u32;
         let outcome = match envelope.status {
-            status::ERROR => Outcome::Error { len: len as u32 },
-            _ => Outcome::Inline { len: len as u32 },
+            status::ERROR => Outcome::Error { len },
+            _ => Outcome::Inline { len },
         };
-        let fill = |cell: &[AtomicU64]| {
-            for (word, bytes) in cell.iter().zip(payload[..len].chunks(8)) {
-                let mut value = [0; 8];
-                value[..bytes.len()].copy_from_slice(bytes);
-                word.store(u64::from_le_bytes(value), Ordering::Relaxed);
+        let fill = |cell: &[AtomicU64]| fill(cell, payload);
+        let source = peer.source();
+        match self.correlation.frame(source, envelope, last, outcome, now_ns, fill) {
+            Ok(Verdict::Candidate(key)) => {
+                let group = self.groups[usize::from(peer.lane)];
+                let answer = Answer { source, group, envelope: *envelope, bytes: payload.into() };
+                let is_kept = self.run().answer(envelope.ticket, answer).is_ok();
+                let verdict = self.correlation.candidate(source, envelope, key, last, is_kept, now_ns);
+                self.follow(verdict, envelope, now_ns)
             }
-        };
-        match self.correlation.frame(peer.source(), envelope, last, outcome, now_ns, fill) {
-            Ok(Verdict::Ended(index, aftermath)) => {
+            Ok(verdict) => self.follow(verdict, envelope, now_ns),
+            Err(rule) => Judged::Broke(rule),
+        }
+    }
+
+    fn follow(&self, verdict: Verdict, envelope: &Envelope, now_ns: u64) -> Judged {
+        match verdict {
+            Verdict::Ended(index, aftermath) => {
                 self.forget_detached(index, aftermath);
                 Judged::Ended
             }
-            Ok(Verdict::Dropped) => Judged::Dropped,
-            Ok(Verdict::Candidate(_) | Verdict::Due(_)) => unreachable!("{NO_RUN}"),
-            Err(rule) => Judged::Broke(rule),
+            Verdict::Dropped => Judged::Dropped,
+            Verdict::Due(key) => self.end_with_answer(envelope, key, now_ns),
+            Verdict::Candidate(_) => unreachable!("it has been kept"),
         }
+    }
+
+    /// The last branch of an input has ended, and there are answers.
+    fn end_with_answer(&self, envelope: &Envelope, key: RootKey, now_ns: u64) -> Judged {
+        let Some(answers) = self.run().take_answers(envelope.ticket) else {
+            assert!(!self.correlation.is_open(key), "they are kept while it is open");
+            return Judged::Dropped;
+        };
+        let (winner, bytes) = (answers.winner(CELL_BYTES), &answers.first.bytes);
+        let fill = |cell: &[AtomicU64]| fill(cell, bytes);
+        let verdict = self.correlation.end_with_answer(envelope, key, winner, &answers.tally, now_ns, fill);
+        self.follow(verdict, envelope, now_ns)
     }
 
     /// Judges an output from one group to another, over an edge with so many hops at most (0 = any number).
@@ -264,7 +301,10 @@ impl Machine {
                 Passed::Ended
             }
             Ok(Passage::Dropped) => Passed::Dropped,
-            Ok(Passage::Due(_)) => unreachable!("{NO_RUN}"),
+            Ok(Passage::Due(key)) => match self.end_with_answer(envelope, key, now_ns) {
+                Judged::Ended => Passed::Ended,
+                Judged::Dropped | Judged::Broke(_) => Passed::Dropped,
+            },
             Err(rule) => Passed::Broke(rule),
         }
     }
@@ -274,6 +314,48 @@ impl Machine {
         if aftermath.detached {
             self.correlation.free(index);
         }
+    }
+
+    // ---- the run ----
+
+    fn run(&self) -> MutexGuard<'_, Answered<u64>> {
+        self.run.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a waiter, of whom nothing has been sent, the next input of the run, and holds its first frame.
+    pub fn input(&self, input: u64, waiter: &Waiter, group: u16) {
+        self.correlation.join_run(waiter.admitted.root);
+        let ticket = waiter.ticket();
+        self.run().order.input(input, ticket, group, ticket);
+    }
+
+    /// Holds an output of the frame `parent`; false if that does not execute.
+    pub fn hold(&self, parent: u64, ticket: u64, group: u16) -> bool {
+        self.run().order.output(parent, ticket, group, ticket).is_ok()
+    }
+
+    /// A frame that may enter now.
+    pub fn enter(&self) -> Option<u64> {
+        self.run().order.next()
+    }
+
+    /// A frame that executes emits nothing more.
+    pub fn branch_ended(&self, ticket: u64) {
+        self.run().order.end(ticket);
+    }
+
+    /// The input of a frame, as long as that executes or is held.
+    pub fn input_of(&self, ticket: u64) -> Option<u64> {
+        self.run().order.input_of(ticket)
+    }
+
+    /// An input that has ended leaves: its frames that were held. Its answers are late.
+    pub fn leave(&self, input: u64, now_ns: u64) -> Vec<u64> {
+        let (held, answers) = self.run().leave(input);
+        if let Some(answers) = answers {
+            self.correlation.too_late(&answers.tally, now_ns);
+        }
+        held
     }
 
     // ---- other ends ----
@@ -324,7 +406,7 @@ impl Machine {
         let trace_id = self.correlation.identity(ended.index).trace_id;
         self.forget_detached(ended.index, ended.aftermath);
         let frames = ended.frames.into_iter().map(|(source, position)| (source.into(), position)).collect();
-        Ending { trace_id, frames }
+        Ending { trace_id, frames, hop: ended.hop.map(|ticket| ticket.0) }
     }
 
     // ---- looks ----
@@ -350,40 +432,11 @@ impl Machine {
     }
 }
 
-/// The entrances of a plan's groups for the frames of one run. Node and group have the same number.
-pub struct Entrances {
-    order: Order<u64>,
-}
-
-impl Entrances {
-    /// Of a plan, by group: the groups that a frame executing there can still enter.
-    pub fn new(reach: &[Vec<u16>]) -> Self {
-        let groups = (0..reach.len() as u16).collect();
-        Self { order: Order::new(Arc::new(Reach::new(groups, reach.to_vec()))) }
-    }
-
-    /// Holds the first frame of the next input.
-    pub fn input(&mut self, input: u64, ticket: u64, group: u16) {
-        self.order.input(input, ticket, group, ticket);
-    }
-
-    /// Holds an output of the frame `parent`; false if that does not execute.
-    pub fn output(&mut self, parent: u64, ticket: u64, group: u16) -> bool {
-        self.order.output(parent, ticket, group, ticket).is_ok()
-    }
-
-    /// A frame that executes emits nothing more.
-    pub fn end(&mut self, ticket: u64) {
-        self.order.end(ticket);
-    }
-
-    /// All frames of an input leave; those that were held.
-    pub fn end_input(&mut self, input: u64) -> Vec<u64> {
-        self.order.end_input(input)
-    }
-
-    /// A frame that may enter now.
-    pub fn enter(&mut self) -> Option<u64> {
-        self.order.next()
+/// Puts bytes into a waiter's cell.
+fn fill(cell: &[AtomicU64], payload: &[u8]) {
+    for (word, bytes) in cell.iter().zip(payload.chunks(8)) {
+        let mut value = [0; 8];
+        value[..bytes.len()].copy_from_slice(bytes);
+        word.store(u64::from_le_bytes(value), Ordering::Relaxed);
     }
 }

@@ -44,7 +44,8 @@ const HEAD: &str = "\
 # How a request fails
 
 A failure has a category, a message that names the group and nothing else, and its cause as data. The command
-`handbell` says the message in one line on standard error, and ends with the category's code.
+`handbell` says the message in one line on standard error, and ends with the category's code; each is seen from outside,
+with real workers, in `tools/tests/ends.rs`.
 
 | category | message | exit code |
 |---|---|---|

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 
-use handbell::testing::{Ending, Entrances, Entry, Machine, Peer, Tables, Waiter};
+use handbell::testing::{Ending, Entry, Machine, Peer, Tables, Waiter};
 use handbell::{Cause, Counters, Identity, KilledFor, TraceId};
 
 use crate::model::{Model, State};
@@ -34,7 +34,6 @@ pub struct History {
     numbers: Numbers,
     pub machine: Machine,
     pub model: Model,
-    pub entrances: Entrances,
     pub waiters: Vec<Waiter>,
     pub lanes: Vec<Lane>,
     pub groups: Vec<Group>,
@@ -79,6 +78,7 @@ impl History {
             begun: 0,
             queue: VecDeque::new(),
         };
+        let seats: Vec<u16> = (0..groups * processes).map(|lane| lane / processes).collect();
         let reach: Vec<Vec<u16>> = (0..groups).map(|group| (group + 1..groups).collect()).collect();
         let max_hops = [0, 0, 2, 4][numbers.below(4) as usize];
         let mut group = || {
@@ -87,9 +87,8 @@ impl History {
         };
         Self {
             groups: (0..groups).map(|_| group()).collect(),
-            machine: Machine::new(tables),
-            model: Model::new(tables, reach.clone(), max_hops),
-            entrances: Entrances::new(&reach),
+            machine: Machine::over(tables, &reach, &seats),
+            model: Model::new(tables, reach, max_hops),
             waiters: Vec::new(),
             lanes: (0..groups * processes).map(lane).collect(),
             tables,
@@ -128,6 +127,7 @@ impl History {
             self.compare()?;
         }
         self.close()?;
+        same("at the end, kept answers", self.model.kept.len(), 0)?;
         let (audit, roots) = (self.machine.audit(), self.tables.roots as u64);
         same("at the end, places", (audit.free, audit.in_flight, audit.not_taken), (roots, 0, 0))
     }
@@ -211,7 +211,7 @@ impl History {
         self.waiters.push(waiter);
         let hop = self.model.hops.len() - 1;
         if let Some(input) = input {
-            self.entrances.input(input, waiter.ticket(), entry.group);
+            self.machine.input(input, &waiter, entry.group);
             self.model.run_input(input, hop);
             self.enter_all()
         } else if waits {
@@ -248,9 +248,10 @@ impl History {
         let begun = self.begun();
         let started = |peer, position| begun(peer, position);
         let ended = self.machine.end(&self.waiters[root], cause, self.now_ns, started);
-        let frames = self.model.end(root, None, cause, self.now_ns, &started);
+        let expected = self.model.end(root, None, cause, self.now_ns, &started);
         self.note(format_args!("request {root} given up ({cause:?}): {ended:?}"));
-        same("frames", ended.map(|ended| ended.frames), frames)
+        same("its end", ended.as_ref(), expected.as_ref())?;
+        if ended.is_some() { self.make_way(&[root]) } else { Ok(()) }
     }
 
     fn take(&mut self) -> Step {
@@ -308,15 +309,24 @@ impl History {
         cause: Cause,
         begun: &dyn Fn(Peer, u64) -> bool,
     ) -> Step {
-        let expected: Vec<Ending> = roots
-            .into_iter()
-            .filter_map(|root| {
-                let trace_id = self.model.roots[root].identity.trace_id;
-                let frames = self.model.end(root, place, Some(cause), self.now_ns, begun)?;
-                Some(Ending { trace_id, frames })
-            })
-            .collect();
-        same("ends", ended, expected)
+        let end = |root: &usize| self.model.end(*root, place, Some(cause), self.now_ns, begun);
+        let expected: Vec<Ending> = roots.iter().filter_map(end).collect();
+        same("ends", ended, expected)?;
+        self.make_way(&roots)
+    }
+
+    /// What has ended otherwise than by its frames leaves its run, mostly at once, at the latest when it is taken.
+    fn make_way(&mut self, roots: &[usize]) -> Step {
+        for root in roots {
+            // It is found by any hop that had not ended. None if another that made way has taken it along.
+            let hop = self.model.open_hops(*root).first().copied();
+            let input = hop.and_then(|hop| self.machine.input_of(self.model.ticket(hop)));
+            same("input", input, hop.and_then(|hop| self.model.input_of(hop)))?;
+            if let Some(input) = input.filter(|_| !self.one_in(4)) {
+                self.leave_run(input)?;
+            }
+        }
+        Ok(())
     }
 
     // ---- between groups ----
@@ -392,7 +402,7 @@ impl History {
     pub fn enter_all(&mut self) -> Step {
         loop {
             let may = self.model.may_enter();
-            let Some(ticket) = self.entrances.enter() else {
+            let Some(ticket) = self.machine.enter() else {
                 return same("what may enter", Vec::new(), may);
             };
             let hop = (ticket >> 24) as usize - 1;
@@ -403,16 +413,17 @@ impl History {
                 self.hand_on(hop)?;
             } else {
                 self.put_down(hop);
-                self.entrances.end(ticket);
-                self.model.run_end(hop);
+                let input = self.model.roots[self.model.hops[hop].root].input;
+                self.leave_run(input.expect("it was held in the run"))?;
             }
         }
     }
 
     fn leave_run(&mut self, input: u64) -> Step {
-        let held: Vec<usize> =
-            self.entrances.end_input(input).into_iter().map(|ticket| (ticket >> 24) as usize - 1).collect();
-        same("held", held.clone(), self.model.run_end_input(input))?;
+        let held = self.machine.leave(input, self.now_ns);
+        let held: Vec<usize> = held.into_iter().map(|ticket| (ticket >> 24) as usize - 1).collect();
+        self.note(format_args!("input {input} leaves, with {held:?}"));
+        same("held", held.clone(), self.model.run_end_input(input, self.now_ns))?;
         held.into_iter().for_each(|hop| self.put_down(hop));
         self.enter_all()
     }

@@ -12,6 +12,7 @@
 mod history;
 mod model;
 mod numbers;
+mod run;
 mod workers;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,6 +20,7 @@ use std::time::Instant;
 
 use handbell::Counters;
 use history::History;
+use run::Seen;
 
 fn number_from(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|value| value.parse().expect("a number"))
@@ -47,19 +49,20 @@ fn seeds() -> std::ops::Range<u64> {
 fn ledger_01_random_histories_are_those_of_the_model() {
     let (begin, seeds) = (Instant::now(), seeds());
     let is_one = seeds.end - seeds.start == 1;
-    let (mut steps, mut bytes, mut sum) = (0, 0, Counters::default());
+    let (mut steps, mut bytes, mut sum, mut seen) = (0, 0, Counters::default(), Seen::default());
     for seed in seeds.clone() {
         let history = agreed(seed);
         steps += history.steps;
         bytes += history.log.len();
         sum = sum + history.counters();
+        seen = seen + history.model.seen;
         if is_one {
             println!("{}", history.log);
         }
     }
     let took = begin.elapsed();
     println!("seeds {seeds:?}: {steps} steps, {} MB of log, {took:.1?}", bytes >> 20);
-    for (name, count) in sum.rows().filter(|(name, _)| *name != "misrouted") {
+    for (name, count) in sum.rows().filter(|(name, _)| *name != "misrouted").chain(seen.rows()) {
         println!("{name:>24}: {count}");
         // Refusals by a worker are told from other errors by the payload, which the books do not read.
         let histories = seeds.end - seeds.start;

@@ -1,11 +1,12 @@
 //! What the engine's books should say, as plainly as it can be written: lists that only grow, nothing is used
 //! twice, everything is looked for by walking through all of it.
 
-use std::collections::BTreeMap;
-
-use handbell::testing::{End, Entry, Envelope, Judged, LastMark, NotRegistered, Passed, Peer, Tables, Taken};
-use handbell::testing::{kind, status};
+use handbell::testing::{
+    End, Ending, Entry, Envelope, Judged, LastMark, NotRegistered, Passed, Peer, Tables, Taken, kind, status,
+};
 use handbell::{Audit, Category, Cause, Counters, Event, EventKind, ExecutionClass, Identity, Rule, TraceId};
+
+use crate::run::{Kept, Live, Seen, passed};
 
 /// A waiter. Its number is that of its first hop.
 pub struct Root {
@@ -18,7 +19,7 @@ pub struct Root {
     place: u32,
     pub state: State,
     is_detached: bool,
-    has_completed: bool,
+    pub has_completed: bool,
     /// So many it has had.
     branches: usize,
     /// Its number in the run, if it is in one.
@@ -49,24 +50,17 @@ pub struct Hop {
     is_rerun: bool,
 }
 
-/// A frame of the run: executing, or held before a group.
-struct Live {
-    hop: usize,
-    /// Input, then the path of emission indices.
-    path: Vec<u64>,
-    group: u16,
-    emitted: u64,
-    is_held: bool,
-}
-
 pub struct Model {
     tables: Tables,
     pub roots: Vec<Root>,
     pub hops: Vec<Hop>,
     pub counters: Vec<Counters>,
     pub events: Vec<Event>,
-    live: Vec<Live>,
-    reach: Vec<Vec<u16>>,
+    pub live: Vec<Live>,
+    /// In the order in which they came.
+    pub kept: Vec<Kept>,
+    pub seen: Seen,
+    pub reach: Vec<Vec<u16>>,
     /// How many hops a path may have; 0 = any number.
     max_hops: u16,
 }
@@ -85,7 +79,8 @@ impl Model {
     pub fn new(tables: Tables, reach: Vec<Vec<u16>>, max_hops: u16) -> Self {
         let counters = vec![Counters::default(); tables.lanes];
         let (roots, hops, events, live) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { tables, roots, hops, counters, events, live, reach, max_hops }
+        let (kept, seen) = (Vec::new(), Seen::default());
+        Self { tables, roots, hops, counters, events, live, kept, seen, reach, max_hops }
     }
 
     pub fn ticket(&self, hop: usize) -> u64 {
@@ -293,27 +288,38 @@ impl Model {
         };
         let root = self.hops[hop].root;
         if frame.kind == kind::TERMINAL {
-            if self.is_open(root) && self.is_identity(root, frame) {
+            if !self.is_open(root) || !self.is_identity(root, frame) {
+                self.refuse(lane, frame, self.is_open(root), now_ns);
+            } else if self.must_wait(root, hop, last) {
+                // Counted when its request has ended.
+                self.counters[lane].terminals_received -= 1;
+                self.keep(lane, hop, end_of(frame, payload));
+            } else {
                 self.counters[lane].terminals_that_ended += 1;
-                let end = if frame.status == status::ERROR {
+                if frame.status == status::ERROR {
                     self.counters[lane].failed += 1;
-                    End::Error(payload.to_vec())
                 } else {
                     self.counters[lane].completed_by_terminal += 1;
                     self.roots[root].has_completed = true;
-                    End::Success(payload.to_vec())
-                };
-                let group = self.hops[hop].group;
+                }
+                let (end, group) = (end_of(frame, payload), self.hops[hop].group);
                 self.hops[hop].is_open &= last != LastMark::Ended;
                 self.finish(root, Taken { end, group, started: true }, now_ns);
                 return Judged::Ended;
             }
-            self.refuse(lane, frame, self.is_open(root), now_ns);
         }
-        if last == LastMark::Ended && self.end_branch(lane, hop, now_ns) {
+        if last == LastMark::Ended && self.end_branch(lane, hop, frame, now_ns) {
             return Judged::Ended;
         }
         Judged::Dropped
+    }
+
+    /// Whether a terminal does not end its request at once: that is of a run, and other branches of it are open, or
+    /// have answered, or this one goes on.
+    fn must_wait(&self, root: usize, hop: usize, last: LastMark) -> bool {
+        let input = self.roots[root].input;
+        let is_alone = last == LastMark::Ended && self.open_hops(root) == [hop];
+        input.is_some() && (!is_alone || self.has_kept(input))
     }
 
     pub fn output(
@@ -361,7 +367,9 @@ impl Model {
                 return Ok(Passed::On(self.ticket(self.hops.len() - 1)));
             }
         }
-        if is_last && self.end_branch(lane, hop, now_ns) {
+        if is_last && passed != Passed::Dropped {
+            self.hops[hop].is_open = false;
+        } else if is_last && self.end_branch(lane, hop, frame, now_ns) {
             passed = Passed::Ended;
         }
         Ok(passed)
@@ -399,22 +407,31 @@ impl Model {
     }
 
     /// A hop has ended; true if its root has ended by that.
-    fn end_branch(&mut self, lane: usize, hop: usize, now_ns: u64) -> bool {
+    fn end_branch(&mut self, lane: usize, hop: usize, frame: &Envelope, now_ns: u64) -> bool {
         self.hops[hop].is_open = false;
         let (root, group) = (self.hops[hop].root, self.hops[hop].group);
-        if !self.is_open(root) || !self.open_hops(root).is_empty() {
+        if !self.open_hops(root).is_empty() {
+            return false;
+        }
+        if !self.is_open(root) {
+            // What was kept of it is known to be late now, at the latest when its owner takes it.
+            self.drop_kept_of(root, now_ns);
             return false;
         }
         let deadline_ns = self.roots[root].deadline_ns;
-        let taken = if deadline_ns != 0 && now_ns >= deadline_ns {
+        let is_due = deadline_ns != 0 && now_ns >= deadline_ns;
+        if self.has_kept(self.roots[root].input) {
+            // A worker that skips a frame for its deadline ends the branch with nothing else.
+            let passed = is_due.then(|| passed(group, frame.kind != kind::DONE));
+            self.end_with_answer(root, passed, now_ns);
+        } else if is_due {
             self.counters[lane].expired += 1;
-            Taken { end: End::Failed(Cause::Deadline), group, started: false }
+            self.finish(root, passed(group, false), now_ns);
         } else {
             self.counters[lane].completed_by_last += 1;
             self.roots[root].has_completed = true;
-            Taken { end: End::Success(Vec::new()), group, started: true }
-        };
-        self.finish(root, taken, now_ns);
+            self.finish(root, Taken { end: End::Success(Vec::new()), group, started: true }, now_ns);
+        }
         true
     }
 
@@ -427,7 +444,7 @@ impl Model {
 
     // ---- ends ----
 
-    fn finish(&mut self, root: usize, taken: Taken, now_ns: u64) {
+    pub fn finish(&mut self, root: usize, taken: Taken, now_ns: u64) {
         let (kind, status) = match &taken.end {
             End::Success(_) => (EventKind::Completed, None),
             End::Cancelled => (EventKind::Cancelled, None),
@@ -443,7 +460,7 @@ impl Model {
         root.state = if root.is_detached { State::Gone } else { State::Ended(taken) };
     }
 
-    /// Ends a root; where its frames stand, if it was open.
+    /// Ends a root; where its frames stand, and one of its hops that had not ended, if it was open.
     pub fn end(
         &mut self,
         root: usize,
@@ -451,7 +468,7 @@ impl Model {
         cause: Option<Cause>,
         now_ns: u64,
         started: &dyn Fn(Peer, u64) -> bool,
-    ) -> Option<Vec<(Peer, u64)>> {
+    ) -> Option<Ending> {
         if !self.is_open(root) {
             return None;
         }
@@ -479,9 +496,11 @@ impl Model {
             group: failed.map_or(0, |hop| self.hops[hop].group),
             started: failed.and_then(placed).is_some_and(|(peer, position)| started(peer, position)),
         };
+        let trace_id = self.roots[root].identity.trace_id;
+        let hop = open.first().map(|hop| self.ticket(*hop));
         let frames = open.into_iter().filter_map(placed).collect();
         self.finish(root, taken, now_ns);
-        Some(frames)
+        Some(Ending { trace_id, frames, hop })
     }
 
     /// Open roots that are due, in the order in which they end.
@@ -508,60 +527,6 @@ impl Model {
         open.filter(|root| self.open_hops(*root).iter().any(is_owed)).collect()
     }
 
-    // ---- the run ----
-
-    pub fn run_input(&mut self, input: u64, hop: usize) {
-        let group = self.hops[hop].group;
-        self.live.push(Live { hop, path: vec![input], group, emitted: 0, is_held: true });
-    }
-
-    /// False if the parent does not execute.
-    pub fn run_output(&mut self, parent: usize, hop: usize) -> bool {
-        let group = self.hops[hop].group;
-        let Some(parent) = self.live.iter_mut().find(|live| live.hop == parent && !live.is_held) else {
-            return false;
-        };
-        let mut path = parent.path.clone();
-        path.push(parent.emitted);
-        parent.emitted += 1;
-        self.live.push(Live { hop, path, group, emitted: 0, is_held: true });
-        true
-    }
-
-    pub fn run_end(&mut self, hop: usize) {
-        self.live.retain(|live| live.hop != hop || live.is_held);
-    }
-
-    /// The frames of the input that were held, in order.
-    pub fn run_end_input(&mut self, input: u64) -> Vec<usize> {
-        let of_input = self.live.iter().filter(|live| live.path[0] == input && live.is_held);
-        let held: BTreeMap<_, _> = of_input.map(|live| (live.path.clone(), live.hop)).collect();
-        self.live.retain(|live| live.path[0] != input);
-        held.into_values().collect()
-    }
-
-    pub fn may_enter(&self) -> Vec<usize> {
-        let can_reach = |live: &Live, group: u16| {
-            self.reach[usize::from(live.group)].contains(&group) || live.is_held && live.group == group
-        };
-        // The least place that it, or what it will emit, can have in a group that it has not entered.
-        let stands_at = |live: &Live| {
-            let next = (!live.is_held).then_some(live.emitted);
-            live.path.iter().copied().chain(next).collect::<Vec<_>>()
-        };
-        let held = self.live.iter().filter(|live| live.is_held);
-        let free = held.filter(|live| {
-            let mut earlier = self.live.iter().filter(|other| stands_at(other) < live.path);
-            !earlier.any(|other| can_reach(other, live.group))
-        });
-        free.map(|live| live.hop).collect()
-    }
-
-    pub fn enter(&mut self, hop: usize) {
-        let live = self.live.iter_mut().find(|live| live.hop == hop).expect("it may enter");
-        live.is_held = false;
-    }
-
     // ---- the books ----
 
     pub fn audit(&self) -> Audit {
@@ -584,5 +549,13 @@ impl Model {
 
     pub fn newest_events(&self) -> &[Event] {
         &self.events[self.events.len().saturating_sub(256)..]
+    }
+}
+
+/// What a terminal says.
+fn end_of(frame: &Envelope, payload: &[u8]) -> End {
+    match frame.status {
+        status::ERROR => End::Error(payload.to_vec()),
+        _ => End::Success(payload.to_vec()),
     }
 }

@@ -78,6 +78,10 @@ impl History {
 
     /// A frame is read.
     fn judge(&mut self, lane: usize, peer: Peer, frame: Envelope) -> Step {
+        let way = self.way_on(peer, &frame);
+        if frame.kind == kind::OUTPUT && way.is_none() {
+            return Ok(());
+        }
         let is_present = self.lanes[lane].peer == peer;
         let last = if frame.flags & flags::LAST == 0 {
             LastMark::No
@@ -90,8 +94,8 @@ impl History {
         } else {
             LastMark::Stray
         };
-        let broke = if frame.kind == kind::OUTPUT {
-            self.judge_output(peer, &frame, last)?
+        let broke = if let Some(way) = way {
+            self.judge_output(peer, &frame, last, way)?
         } else {
             let payload: Vec<u8> = (0..self.below(12)).map(|i| (i as u64 + self.steps) as u8).collect();
             let judged = self.machine.frame(peer, &frame, last, &payload, self.now_ns);
@@ -103,7 +107,7 @@ impl History {
             return if is_present { self.break_rule(lane, rule) } else { Ok(()) };
         }
         if last == LastMark::Ended {
-            self.entrances.end(frame.ticket);
+            self.machine.branch_ended(frame.ticket);
             self.model.run_end((frame.ticket >> 24) as usize - 1);
             self.enter_all()?;
             self.flush(lane)?;
@@ -111,24 +115,36 @@ impl History {
         Ok(())
     }
 
-    fn judge_output(&mut self, peer: Peer, frame: &Envelope, last: LastMark) -> Result<Option<Rule>, String> {
+    /// Where an output goes, from where; nowhere in an honest plan of one group, or in a run from the last one.
+    fn way_on(&mut self, peer: Peer, frame: &Envelope) -> Option<(u16, u16)> {
+        if frame.kind != kind::OUTPUT {
+            return None;
+        }
         let from = self.lanes[usize::from(peer.lane)].group;
         let parent =
             ((frame.ticket >> 24) as usize).checked_sub(1).filter(|hop| *hop < self.model.hops.len());
         let in_run = parent.is_some_and(|hop| self.model.roots[self.model.hops[hop].root].input.is_some());
         let groups = self.groups.len() as u16;
-        // Of a run, and where it cannot go on: nothing that an honest plan has.
         let to = match groups - from {
-            _ if groups == 1 => return Ok(None),
-            1 if in_run => return Ok(None),
+            _ if groups == 1 => return None,
+            1 if in_run => return None,
             behind if in_run => from + 1 + self.below(usize::from(behind) - 1) as u16,
             _ => (from + 1 + self.below(usize::from(groups) - 1) as u16) % groups,
         };
-        let ways = (from, to);
-        let passed = self.machine.output(peer, frame, last, ways, self.max_hops, self.now_ns);
-        self.note(format_args!("{peer:?} {last:?} {} to {to}: {passed:?}", shown(frame)));
+        Some((from, to))
+    }
+
+    fn judge_output(
+        &mut self,
+        peer: Peer,
+        frame: &Envelope,
+        last: LastMark,
+        way: (u16, u16),
+    ) -> Result<Option<Rule>, String> {
+        let passed = self.machine.output(peer, frame, last, way, self.max_hops, self.now_ns);
+        self.note(format_args!("{peer:?} {last:?} {} to {}: {passed:?}", shown(frame), way.1));
         let slot = if let Passed::On(ticket) = passed { Some((ticket & 0xFF_FFFF) as u32) } else { None };
-        let expected = self.model.output(peer, frame, last, ways, self.now_ns, slot)?;
+        let expected = self.model.output(peer, frame, last, way, self.now_ns, slot)?;
         same("passage", passed, expected)?;
         match passed {
             Passed::On(ticket) => {
@@ -137,7 +153,7 @@ impl History {
                 if self.model.roots[root].input.is_none() {
                     self.hand_on(hop)?;
                 } else {
-                    let executes = self.entrances.output(frame.ticket, ticket, to);
+                    let executes = self.machine.hold(frame.ticket, ticket, way.1);
                     same("an output's parent executes", executes, self.model.run_output(parent, hop))?;
                     self.enter_all()?;
                 }

@@ -4,7 +4,7 @@
 //! goes to both engines, and each pair of replies is compared as it is taken.
 //!
 //! Decided lines are written before the run waits for anything that may take long, and before it ends,
-//! however it ends.
+//! however it ends. Ctrl-C and SIGTERM stop it in order.
 
 use std::io::Write;
 use std::rc::Rc;
@@ -12,10 +12,11 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use handbell::{App, Profile, Waiting};
+use handbell::{App, CallError, Profile, Waiting};
 
 use crate::exit::{Exit, Problem};
 use crate::input::{self, Batch, Event, Source};
+use crate::interrupt::Interrupt;
 use crate::load_limits::Options;
 use crate::load_limits::policy::Rules;
 use crate::output::{Sink, write_problem};
@@ -68,6 +69,14 @@ pub struct DemoArgs {
         long, value_name = "N", default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..=86_400_000)
     )]
     deadline_ms: u32,
+    /// How long a stop, by Ctrl-C or SIGTERM too, waits for lines in flight, in milliseconds
+    #[arg(
+        long, value_name = "N", default_value_t = 5000, value_parser = clap::value_parser!(u32).range(0..=86_400_000)
+    )]
+    drain_ms: u32,
+    /// Ids that the policy keeps, a power of two; a line with one more fails the run [default: no bound]
+    #[arg(long, value_name = "N", value_parser = id_bound)]
+    max_ids: Option<u64>,
     /// Print the summary as one JSON object on standard error
     #[arg(long)]
     json: bool,
@@ -119,6 +128,11 @@ impl From<WaitingArg> for Waiting {
     }
 }
 
+fn id_bound(text: &str) -> Result<u64, String> {
+    let bound = text.parse().ok().filter(|bound| u64::is_power_of_two(*bound));
+    bound.ok_or_else(|| "must be a power of two".to_owned())
+}
+
 impl DemoArgs {
     fn manner(&self) -> Manner {
         Manner {
@@ -127,6 +141,7 @@ impl DemoArgs {
             restarts: self.restart == RestartArg::OnFailure,
             window: self.window.into(),
             deadline: Duration::from_millis(self.deadline_ms.into()),
+            drain: Duration::from_millis(self.drain_ms.into()),
             waiting: self.waiting.into(),
         }
     }
@@ -136,7 +151,7 @@ impl DemoArgs {
             RulesArg::Baseline => Rules::Baseline,
             RulesArg::Experiment => Rules::Experiment,
         };
-        Options { rules, reasons: self.reasons }
+        Options { rules, reasons: self.reasons, max_ids: self.max_ids }
     }
 
     /// The profile whose decisions are written stands first.
@@ -156,11 +171,16 @@ pub fn run(app: &App, args: &DemoArgs) -> Exit {
         Err(problem) => return problem.tell(),
     };
     let input = source.name.clone();
-    // Told before the engines are stopped: who waits for the message need not wait for a stop.
-    let summary = match decide(source, sink, &sides) {
-        Ok((streamed, alone)) => finish(args, input, streamed, alone, sides),
+    let (demo, interrupt) = match begin(args, source, sink, &sides) {
+        Ok(begun) => begun,
         Err(problem) => return problem.tell(),
     };
+    // Told before the engines are stopped: who waits for the message need not wait for a stop.
+    let summary = match decide(demo, &sides) {
+        Ok((streamed, alone)) => finish(args, input, streamed, alone, sides),
+        Err(problem) => return interrupt.explain(problem).tell(),
+    };
+    interrupt.finish();
     if let Err(problem) = show(&summary, args) {
         return problem.tell();
     }
@@ -182,13 +202,32 @@ fn open(app: &App, args: &DemoArgs) -> Result<Opened, Problem> {
     Ok((source, sink, sides))
 }
 
-/// Decides all lines; then reads each ledger, and measures lines one at a time.
-fn decide(
+/// Begins to read, and to listen to signals.
+fn begin<'s>(
+    args: &DemoArgs,
     source: Source,
     sink: Option<Sink>,
-    sides: &[Side],
-) -> Result<(Streamed, Vec<SideSummary>), Problem> {
-    let streamed = Demo::start(source, sink, sides)?.stream()?;
+    sides: &'s [Side],
+) -> Result<(Demo<'s>, Interrupt), Problem> {
+    let no_thread = |of: &str, error: &std::io::Error| Problem {
+        exit: Exit::Start,
+        message: format!("start refused: no thread for {of} ({error})"),
+    };
+    let workers: Vec<i32> =
+        sides.iter().flat_map(|side| side.engine().summary().worker_pids.clone()).collect();
+    let input = source.name.clone();
+    let (others, events) = input::follow(source, &workers).map_err(|error| no_thread("the input", &error))?;
+    let engines = sides.iter().map(|side| side.engine().clone()).collect();
+    let interrupt = Interrupt::listen(engines, args.manner().drain, others);
+    let interrupt = interrupt.map_err(|error| no_thread("signals", &error))?;
+    let streams = sides.iter().map(Stream::start).collect::<Result<Vec<_>, _>>()?;
+    let demo = Demo { events, input, sink, sides, streams, tally: Tally::default(), kept: Vec::new() };
+    Ok((demo, interrupt))
+}
+
+/// Decides all lines; then reads each ledger, and measures lines one at a time.
+fn decide(demo: Demo<'_>, sides: &[Side]) -> Result<(Streamed, Vec<SideSummary>), Problem> {
+    let streamed = demo.stream()?;
     let measure = |(side, stream): (&Side, &Latency)| -> Result<_, Problem> {
         let ledger = side.ledger();
         let alone = side.alone(&streamed.kept, ALONE)?;
@@ -298,19 +337,7 @@ struct Demo<'s> {
     kept: Vec<Vec<u8>>,
 }
 
-impl<'s> Demo<'s> {
-    fn start(source: Source, sink: Option<Sink>, sides: &'s [Side]) -> Result<Self, Problem> {
-        let streams = sides.iter().map(Stream::start).collect::<Result<Vec<_>, _>>()?;
-        let workers: Vec<i32> =
-            sides.iter().flat_map(|side| side.engine().summary().worker_pids.clone()).collect();
-        let input = source.name.clone();
-        let events = input::follow(source, &workers).map_err(|error| Problem {
-            exit: Exit::Start,
-            message: format!("start refused: no thread for the input ({error})"),
-        })?;
-        Ok(Self { events, input, sink, sides, streams, tally: Tally::default(), kept: Vec::new() })
-    }
-
+impl Demo<'_> {
     /// Decides all lines, and writes what is decided even if the rest cannot be.
     fn stream(mut self) -> Result<Streamed, Problem> {
         let begin = Instant::now();
@@ -334,6 +361,10 @@ impl<'s> Demo<'s> {
                 Event::WorkerEnded => {
                     self.take_all()?;
                     self.sides.iter().try_for_each(Side::failure)?;
+                }
+                Event::Stopped => {
+                    self.take_all()?;
+                    return Err(CallError::Stopped.into());
                 }
             }
         }

@@ -76,6 +76,8 @@ pub enum Event {
     Unreadable(io::Error),
     /// A worker has died, and its engine knows.
     WorkerEnded,
+    /// The engines are being stopped.
+    Stopped,
 }
 
 /// Some lines in a row.
@@ -164,9 +166,10 @@ impl Cutter {
     }
 }
 
-/// Starts reading `source` and watching the workers.
-pub fn follow(source: Source, workers: &[i32]) -> io::Result<Receiver<Event>> {
+/// Starts reading `source` and watching the workers; others may tell of events too.
+pub fn follow(source: Source, workers: &[i32]) -> io::Result<(SyncSender<Event>, Receiver<Event>)> {
     let (sender, events) = sync_channel(BATCHES);
+    let others = sender.clone();
     if !workers.is_empty() {
         let (workers, sender) = (workers.to_vec(), sender.clone());
         let watch = move || watch(&workers, &sender);
@@ -182,7 +185,7 @@ pub fn follow(source: Source, workers: &[i32]) -> io::Result<Receiver<Event>> {
         let _ = sender.send(last);
     };
     std::thread::Builder::new().name("demo-input".into()).spawn(read)?;
-    Ok(events)
+    Ok((others, events))
 }
 
 fn read_all(reader: &mut dyn Read, sender: &SyncSender<Event>) -> io::Result<()> {

@@ -6,6 +6,7 @@ mod demo;
 mod exit;
 mod generate;
 mod input;
+mod interrupt;
 mod load_limits;
 mod output;
 mod side;

@@ -19,7 +19,6 @@ use crate::load_limits::{Options, nodes};
 const ARENA_BYTES: usize = 2 * LINE_BYTES_MAX;
 /// Latencies are told apart to three digits.
 const DIGITS: u8 = 3;
-const DRAIN: Duration = Duration::from_secs(5);
 
 /// The stream of lines, and the one hand-off at a time behind it: the nodes keep them apart.
 #[derive(Clone, Copy)]
@@ -43,6 +42,8 @@ pub struct Manner {
     pub window: usize,
     /// For each line.
     pub deadline: Duration,
+    /// How long a stop waits for what is in flight.
+    pub drain: Duration,
     /// How both sides of each lane wait.
     pub waiting: Waiting,
 }
@@ -171,7 +172,7 @@ impl Side {
 
     /// Stops the engine: how its workers ended, and what successors they had had.
     pub fn stop(self) -> (Vec<WorkerStop>, Restarts) {
-        let report = self.engine.stop(Drain::within(DRAIN));
+        let report = self.engine.stop(Drain::within(self.manner.drain));
         (report.workers, self.restarts.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 }

@@ -350,11 +350,12 @@ mod tests {
     fn summary(tally: Tally) -> Summary {
         Summary {
             manner: Manner {
-                options: Options { rules: Rules::Baseline, reasons: false },
+                options: Options { rules: Rules::Baseline, reasons: false, max_ids: None },
                 ingress: 1,
                 restarts: false,
                 window: 1,
                 deadline: Duration::from_secs(5),
+                drain: Duration::ZERO,
                 waiting: Waiting::Adaptive,
             },
             input: "bundled sample".into(),

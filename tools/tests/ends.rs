@@ -1,8 +1,10 @@
 //! How the `handbell` command ends when something is wrong, run as a user runs it.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -324,5 +326,112 @@ fn stop_ipc_04_a_killed_or_interrupted_demo_leaves_no_worker() {
             assert!(!status.success());
             workers.into_iter().for_each(gone);
         }
+    });
+}
+
+// ---- a stop ----
+
+/// Signals that ask the demo to stop. A shell lets what it starts in the background ignore Ctrl-C, and so does what is
+/// started from there.
+fn orders() -> impl Iterator<Item = Signal> {
+    [Signal::TERM, Signal::INT].into_iter().filter(|signal| !is_ignored(*signal))
+}
+
+#[test]
+fn stop_ipc_01_an_interrupted_demo_decides_what_is_in_flight() {
+    watched("stop_ipc_01_an_interrupted_demo_decides_what_is_in_flight", || {
+        let expected = decisions(&Folder::new("stopped").file("in", SAMPLE), &["--profile", "memory"]);
+        for (signal, more) in orders().zip([&["--ingress-processes", "2"][..], &["--profile", "memory"]]) {
+            let mut fed = Fed::start(more);
+            fed.feed(&first_lines(100));
+            let replies = fed.replies(100);
+            let workers = fed.workers();
+            kill_process(Pid::from_child(&fed.child), signal).expect("it is ours");
+            let stdin = fed.stdin.take();
+            let (status, rest, stderr) = fed.end();
+            drop(stdin);
+            let name = if signal == Signal::INT { "SIGINT" } else { "SIGTERM" };
+            assert_eq!(stderr, format!("stopped by {name} before all lines were decided\n"));
+            assert_eq!(status.code(), Some(9));
+            assert!(expected.starts_with(&replies) && rest.is_empty());
+            workers.into_iter().for_each(gone);
+        }
+    });
+}
+
+#[test]
+fn handoff_e_06_a_stop_cuts_off_what_stands_still() {
+    watched("handoff_e_06_a_stop_cuts_off_what_stands_still", || {
+        for group in GROUPS {
+            // A slow machine gets more time to hand the lines in.
+            let mut pauses = (0..).map(|tries| Duration::from_millis(50 * 3u64.pow(tries)));
+            pauses.find(|pause| is_cut_off(group, *pause));
+        }
+    });
+}
+
+/// Whether lines were in flight when the stop came, and so were cut off where the worker stands still.
+fn is_cut_off(group: &str, pause: Duration) -> bool {
+    let mut fed = Fed::start(&["--drain-ms", "100"]);
+    fed.feed(&first_lines(10));
+    fed.replies(10);
+    let workers = fed.workers();
+    kill_process(fed.worker(group), Signal::STOP).expect("it is ours");
+    fed.feed(&first_lines(5));
+    std::thread::sleep(pause);
+    kill_process(Pid::from_child(&fed.child), Signal::TERM).expect("it is ours");
+    let stdin = fed.stdin.take();
+    let (status, rest, stderr) = fed.end();
+    drop(stdin);
+    assert!(status.code() == Some(9) && rest.is_empty(), "{stderr}");
+    workers.into_iter().for_each(gone);
+    let is_in_order = stderr == "stopped by SIGTERM before all lines were decided\n";
+    assert!(is_in_order || stderr == format!("remote handoff shut down for group '{group}'\n"), "{stderr}");
+    !is_in_order
+}
+
+#[test]
+fn stop_ipc_04_the_second_signal_waits_for_nobody() {
+    watched("stop_ipc_04_the_second_signal_waits_for_nobody", || {
+        let mut fed = Fed::start(&["--drain-ms", "3600000"]);
+        fed.feed(&first_lines(10));
+        fed.replies(10);
+        let workers = fed.workers();
+        kill_process(fed.worker("policy"), Signal::STOP).expect("it is ours");
+        fed.feed(&first_lines(5));
+        // Two that come in the same moment are one.
+        while fed.child.try_wait().expect("it is ours").is_none() {
+            kill_process(Pid::from_child(&fed.child), Signal::TERM).expect("it is ours");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let (status, rest, stderr) = fed.end();
+        assert_eq!(status.signal(), Some(Signal::TERM.as_raw()), "{stderr}");
+        assert!(rest.is_empty());
+        workers.into_iter().for_each(gone);
+    });
+}
+
+// ---- a node that fails ----
+
+#[test]
+fn handoff_e_04_a_node_that_fails() {
+    watched("handoff_e_04_a_node_that_fails", || {
+        let folder = Folder::new("fails");
+        let output = folder.path("out");
+        let expected = decisions(&folder.file("in", SAMPLE), &["--profile", "memory"]);
+        for more in [&[][..], &["--profile", "memory"], &["--window", "512", "--json"]] {
+            let args = [&["demo", "--output", &output, "--max-ids", "64"], more].concat();
+            let refusal = run(&args);
+            refused(&refusal, 8, &["remote handoff failed for group 'policy'\n"]);
+            let decided = fs::read(&output).expect("decisions were written");
+            // Up to the line whose id is one too many; a repeated id needs no place.
+            assert!(decided.len() < expected.len() && expected.starts_with(&decided));
+            let ids = text(&decided).lines().map(|line| line.split('"').nth(3)).collect::<HashSet<_>>();
+            assert!(ids.len() >= 64, "{}", ids.len());
+        }
+        // The sample has fewer.
+        let bounded = decisions(&folder.path("in"), &["--max-ids", "2048"]);
+        assert!(bounded == expected);
+        refused(&run(&["demo", "--max-ids", "63"]), 2, &["--max-ids", "'63'", "power of two"]);
     });
 }

@@ -98,6 +98,9 @@ impl Correlation {
         now_ns: u64,
         fill: impl FnOnce(&[AtomicU64]),
     ) -> Result<Verdict, Rule> {
+        if self.is_large {
+            self.prefetch(Ticket(frame.ticket), frame.trace_id);
+        }
         let key = match self.standing(source, frame, last, now_ns)? {
             Standing::Open(key) => Some(key),
             Standing::Orphaned => None,
@@ -359,6 +362,12 @@ impl Correlation {
             }
             earliest
         });
+        if self.is_large {
+            for (.., RootKey { index, generation }) in &due {
+                let hop = index * self.sizes.max_branches as u32;
+                self.prefetch(Ticket::new(hop, *generation), self.trace_words(*index));
+            }
+        }
         due.sort_unstable_by_key(|(deadline_ns, number, _)| (*deadline_ns, *number));
         let outcome = Outcome::Failed(Cause::Deadline);
         due.into_iter().filter_map(|(_, _, key)| self.end(key, None, outcome, now_ns, &started)).collect()

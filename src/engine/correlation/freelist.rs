@@ -5,6 +5,7 @@
 //! the same one.
 
 use crate::base::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::os::table::table;
 
 const NONE: u32 = u32::MAX;
 
@@ -22,7 +23,8 @@ fn pack(tag: u64, place: u32) -> u64 {
 impl FreeList {
     /// All of `0..places`, place 0 on top.
     pub fn new(places: u32) -> Self {
-        let next = (0..places).map(|i| AtomicU32::new(if i + 1 < places { i + 1 } else { NONE })).collect();
+        let mut after = 1..places;
+        let next = table(places as usize, || AtomicU32::new(after.next().unwrap_or(NONE)));
         Self { head: AtomicU64::new(pack(0, if places == 0 { NONE } else { 0 })), next }
     }
 

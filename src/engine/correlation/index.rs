@@ -3,11 +3,24 @@
 //! A fixed array of buckets; the roots of a bucket are chained through links kept beside them. A bucket is
 //! worked by whoever set its claim bit, for a few instructions; ids that the engine makes are unique by
 //! construction and never come here.
+//!
+//! What names a root, in a bucket or in a link, is one word:
+//!
+//! ```text
+//!   31       30     29 … b        b-1 … 0
+//!   CLAIMED  MORE   tag           root + 1, 0 = none
+//! ```
+//!
+//! The tag is a part of the id's hash, so that a chain is searched without a look at the roots in it, each of which is
+//! a page of its own in a large table; `MORE` says that the root's link has another behind it, so that the link of a
+//! root that stands alone, which is the usual case, is neither written nor read.
 
 use crate::base::sync::{AtomicU32, Ordering, pause};
+use crate::os::table::{prefetch, table};
 
-const END: u32 = CLAIMED - 1;
 const CLAIMED: u32 = 1 << 31;
+const MORE: u32 = 1 << 30;
+const NONE: u32 = 0;
 /// Looks at a claimed bucket before its holder is given the processor.
 const PATIENCE: u32 = 100;
 
@@ -16,27 +29,51 @@ pub(super) struct Index {
     buckets: Box<[AtomicU32]>,
     /// Next root of the chain, by root. Touched only under the bucket's claim.
     links: Box<[AtomicU32]>,
+    /// Bits for a root's number.
+    root_bits: u32,
 }
 
 /// Callers' ids may be random, or counters in either byte order, in any part of the id. Both halves of the product
 /// count: the low ones of a number that stands high are nought.
 #[inline(always)]
-fn spread(id: [u64; 2]) -> usize {
+fn spread(id: [u64; 2]) -> u64 {
     let product = u128::from(id[0] ^ id[1].rotate_left(32)) * 0x9E37_79B9_7F4A_7C15;
-    (product as u64 ^ (product >> 64) as u64) as usize
+    product as u64 ^ (product >> 64) as u64
 }
 
 impl Index {
     pub fn new(roots: usize) -> Self {
         let buckets = (roots * 2).next_power_of_two();
         Self {
-            buckets: (0..buckets).map(|_| AtomicU32::new(END)).collect(),
-            links: (0..roots).map(|_| AtomicU32::new(END)).collect(),
+            buckets: table(buckets, || AtomicU32::new(NONE)),
+            links: table(roots, || AtomicU32::new(NONE)),
+            root_bits: usize::BITS - roots.leading_zeros(),
         }
     }
 
-    fn bucket(&self, id: [u64; 2]) -> &AtomicU32 {
-        &self.buckets[spread(id) & (self.buckets.len() - 1)]
+    fn bucket(&self, hash: u64) -> &AtomicU32 {
+        &self.buckets[hash as usize & (self.buckets.len() - 1)]
+    }
+
+    /// The word that names a root whose id has this hash, at the end of a chain.
+    fn name(&self, hash: u64, root: u32) -> u32 {
+        // The low bits have chosen the bucket.
+        let tag = (hash >> 32) as u32 & (MORE - 1);
+        tag >> self.root_bits << self.root_bits | (root + 1)
+    }
+
+    /// The root that a word names; not of `NONE`.
+    fn root(&self, name: u32) -> u32 {
+        (name & ((1 << self.root_bits) - 1)).wrapping_sub(1)
+    }
+
+    fn link(&self, name: u32) -> &AtomicU32 {
+        &self.links[self.root(name) as usize]
+    }
+
+    /// What is chained behind the root that this word names.
+    fn after(&self, name: u32) -> u32 {
+        if name & MORE == 0 { NONE } else { self.link(name).load(Ordering::Relaxed) }
     }
 
     fn claim(bucket: &AtomicU32) -> u32 {
@@ -59,41 +96,59 @@ impl Index {
     /// Enters `root` under `id`, unless a root whose id it is stands there already. `id_of` tells the id of an
     /// entered root.
     pub fn insert(&self, id: [u64; 2], root: u32, id_of: impl Fn(u32) -> [u64; 2]) -> bool {
-        let bucket = self.bucket(id);
+        let hash = spread(id);
+        let (bucket, name) = (self.bucket(hash), self.name(hash, root));
         let head = Self::claim(bucket);
+        if head == NONE {
+            bucket.store(name, Ordering::Release);
+            return true;
+        }
         let mut at = head;
-        while at != END {
-            if id_of(at) == id {
+        while at != NONE {
+            let may_be_it = (at & !MORE) >> self.root_bits == name >> self.root_bits;
+            if may_be_it && id_of(self.root(at)) == id {
                 bucket.store(head, Ordering::Release);
                 return false;
             }
-            at = self.links[at as usize].load(Ordering::Relaxed);
+            at = self.after(at);
         }
         self.links[root as usize].store(head, Ordering::Relaxed);
-        bucket.store(root, Ordering::Release);
+        bucket.store(name | MORE, Ordering::Release);
         true
     }
 
     /// Takes `root` out.
     pub fn remove(&self, id: [u64; 2], root: u32) {
-        let bucket = self.bucket(id);
+        let bucket = self.bucket(spread(id));
         let head = Self::claim(bucket);
-        let after = self.links[root as usize].load(Ordering::Relaxed);
-        if head == root {
-            return bucket.store(after, Ordering::Release);
+        if self.root(head) == root {
+            return bucket.store(self.after(head), Ordering::Release);
         }
-        let mut at = head;
-        while at != END {
-            let link = &self.links[at as usize];
-            let next = link.load(Ordering::Relaxed);
-            if next == root {
-                link.store(after, Ordering::Relaxed);
-                break;
+        // The words that lead to the root: of the one before it, and where that stands, unless it is the head.
+        let (mut head, mut before, mut stands_at) = (head, head, None);
+        loop {
+            debug_assert!(before & MORE != 0, "a root is taken out once");
+            let link = self.link(before);
+            let at = link.load(Ordering::Relaxed);
+            if self.root(at) != root {
+                (before, stands_at) = (at, Some(link));
+                continue;
             }
-            at = next;
+            if at & MORE != 0 {
+                link.store(self.after(at), Ordering::Relaxed);
+            } else if let Some(place) = stands_at {
+                place.store(before & !MORE, Ordering::Relaxed);
+            } else {
+                head &= !MORE;
+            }
+            return bucket.store(head, Ordering::Release);
         }
-        debug_assert!(at != END, "a root is taken out once");
-        bucket.store(head, Ordering::Release);
+    }
+
+    /// Has what is worked on with this id fetched.
+    #[inline(always)]
+    pub fn prefetch(&self, id: [u64; 2]) {
+        prefetch(self.bucket(spread(id)));
     }
 
     /// Entered roots.
@@ -102,9 +157,9 @@ impl Index {
         for bucket in &self.buckets {
             let head = Self::claim(bucket);
             let mut at = head;
-            while at != END {
+            while at != NONE {
                 count += 1;
-                at = self.links[at as usize].load(Ordering::Relaxed);
+                at = self.after(at);
             }
             bucket.store(head, Ordering::Release);
         }
@@ -136,14 +191,40 @@ mod tests {
     }
 
     #[test]
+    fn reply_08_chains_of_any_length_lose_nobody() {
+        let index = Index::new(64);
+        // All in two buckets; some of them with the same tag.
+        let ids: Vec<[u64; 2]> =
+            (0..).map(|number| [number, 7]).filter(|id| spread(*id) & 127 < 2).take(40).collect();
+        let mut entered: Vec<Option<usize>> = vec![None; 64];
+        let mut random = 1u64;
+        for _ in 0..100_000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let (root, id) = ((random >> 33) as usize % 64, (random >> 40) as usize % 40);
+            if let Some(id) = entered[root].take() {
+                index.remove(ids[id], root as u32);
+            } else {
+                let is_new = entered.iter().all(|other| *other != Some(id));
+                let id_of = |root: u32| ids[entered[root as usize].expect("it is entered")];
+                assert_eq!(index.insert(ids[id], root as u32, id_of), is_new);
+                entered[root] = is_new.then_some(id);
+            }
+            if random >> 57 == 0 {
+                assert_eq!(index.count(), entered.iter().flatten().count());
+            }
+        }
+    }
+
+    #[test]
     fn callers_counters_spread_over_the_buckets_wherever_they_stand() {
+        let bucket = |id: u128| spread([id as u64, (id >> 64) as u64]) as usize & 2047;
         for shift in 0..=104 {
             let mut chains = [0; 2048];
             for counter in 0..1024u128 {
                 let id = counter << shift;
-                chains[spread([id as u64, (id >> 64) as u64]) & 2047] += 1;
+                chains[bucket(id)] += 1;
                 let id = id.swap_bytes();
-                chains[spread([id as u64, (id >> 64) as u64]) & 2047] += 1;
+                chains[bucket(id)] += 1;
             }
             let longest = chains.iter().max().copied().unwrap_or_default();
             assert!(longest <= 8, "{longest} in one bucket, shifted by {shift}");

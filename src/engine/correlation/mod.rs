@@ -46,6 +46,7 @@ use root::Root;
 use crate::base::ids::{GroupId, Identity, Ticket, TraceId};
 use crate::base::sync::{AtomicU64, Ordering, pause};
 use crate::os::futex::Word;
+use crate::os::table::{prefetch, table};
 
 /// Sizes of the tables.
 #[derive(Clone, Copy, Debug)]
@@ -162,6 +163,8 @@ pub(crate) struct Correlation {
     /// Inline payloads of terminals, `words_per_cell` for each root.
     cells: Box<[AtomicU64]>,
     words_per_cell: usize,
+    /// The tables do not fit a processor's own caches.
+    is_large: bool,
     free: FreeList,
     index: Index,
     deadlines: Deadlines,
@@ -174,6 +177,9 @@ pub(crate) struct Correlation {
     numbers: AtomicU64,
 }
 
+/// Tables of so many roots, with the usual branches, take about two MiB.
+const CACHED_ROOTS: usize = 4096;
+
 const CALLERS_ID: u64 = 1 << 32;
 /// The request is one of a run: it ends with its last branch.
 const IN_RUN: u64 = 1 << 33;
@@ -183,10 +189,11 @@ impl Correlation {
         let words_per_cell = sizes.inline_bytes.div_ceil(8);
         Self {
             id_seed,
-            roots: (0..sizes.roots).map(|_| Root::default()).collect(),
-            hops: (0..sizes.roots * sizes.max_branches).map(|_| Hop::default()).collect(),
-            cells: (0..sizes.roots * words_per_cell).map(|_| AtomicU64::new(0)).collect(),
+            roots: table(sizes.roots, Root::default),
+            hops: table(sizes.roots * sizes.max_branches, Hop::default),
+            cells: table(sizes.roots * words_per_cell, || AtomicU64::new(0)),
             words_per_cell,
+            is_large: sizes.roots > CACHED_ROOTS,
             free: FreeList::new(sizes.roots as u32),
             index: Index::new(sizes.roots),
             deadlines: Deadlines::new(sizes.roots),
@@ -204,10 +211,13 @@ impl Correlation {
     /// Registers a request and opens its first hop.
     #[inline(always)]
     pub fn register(&self, admission: &Admission) -> Result<Admitted, Refused> {
-        let index = self.free.pop().ok_or(Refused::Full)?;
-        let root = &self.roots[index as usize];
         let mut identity = admission.identity;
         let has_callers_id = !identity.trace_id.is_none();
+        if has_callers_id && self.is_large {
+            self.index.prefetch(identity.trace_id.to_words());
+        }
+        let index = self.free.pop().ok_or(Refused::Full)?;
+        let root = &self.roots[index as usize];
         if has_callers_id {
             let words = identity.trace_id.to_words();
             root.trace_id[0].store(words[0], Ordering::Relaxed);
@@ -412,6 +422,22 @@ impl Correlation {
             }
         }
         audit
+    }
+
+    /// Has all that a terminal of this ticket and id works on fetched at once; else one would be waited for after the
+    /// other. A call of its own: small tables only ask whether they are large.
+    #[cold]
+    #[inline(never)]
+    fn prefetch(&self, ticket: Ticket, id: [u64; 2]) {
+        let hop = ticket.slot() as usize;
+        let index = hop / self.sizes.max_branches;
+        if let Some(root) = self.roots.get(index) {
+            prefetch(&self.hops[hop]);
+            prefetch(&root.number);
+            prefetch(&root.outcome);
+            self.cell(index as u32).first().into_iter().for_each(prefetch);
+            self.index.prefetch(id);
+        }
     }
 
     fn trace_words(&self, index: u32) -> [u64; 2] {

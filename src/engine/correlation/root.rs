@@ -218,6 +218,11 @@ impl Root {
     /// place of another is one more branch; a root has `limit` of them in its life, and the first from its
     /// registration on.
     pub fn begin_branch(&self, generation: u64, closing: Option<u32>, limit: u32) -> Result<u32, NoBranch> {
+        // The usual case of an ended root, before an entry is taken that nobody would give back. What ends between
+        // here and the second look keeps it: the owner who takes the root does not ask which are open.
+        if self.open_generation() != Some(generation) {
+            return Err(NoBranch::Ended);
+        }
         if closing.is_none() {
             self.count_branch(generation, limit)?;
         }

@@ -71,11 +71,16 @@ pub struct Options {
     pub rules: Rules,
     /// Whether declined replies say why.
     pub reasons: bool,
+    /// Ids that the policy keeps, a power of two; none: any number.
+    pub max_ids: Option<u64>,
 }
 
 impl Options {
     const EXPERIMENT: u16 = 1;
     const REASONS: u16 = 1 << 1;
+    /// The exponent of the bound on ids, + 1; 0 without one.
+    const BOUND: u32 = 2;
+    const BOUNDS: u16 = 0x7F << Self::BOUND;
 
     /// As a request's scenario tag.
     pub fn to_scenario(self) -> u16 {
@@ -83,16 +88,19 @@ impl Options {
             Rules::Baseline => 0,
             Rules::Experiment => Self::EXPERIMENT,
         };
-        rules | if self.reasons { Self::REASONS } else { 0 }
+        let bound = self.max_ids.map_or(0, |ids| ids.ilog2() as u16 + 1);
+        rules | if self.reasons { Self::REASONS } else { 0 } | bound << Self::BOUND
     }
 
     /// From a request's scenario tag; none if it has bits that nobody defined.
     pub fn from_scenario(scenario: u16) -> Option<Self> {
-        if scenario & !(Self::EXPERIMENT | Self::REASONS) != 0 {
+        let bound = u32::from((scenario & Self::BOUNDS) >> Self::BOUND);
+        if scenario & !(Self::EXPERIMENT | Self::REASONS | Self::BOUNDS) != 0 || bound > u64::BITS {
             return None;
         }
+        let max_ids = bound.checked_sub(1).map(|exponent| 1 << exponent);
         let rules = if scenario & Self::EXPERIMENT == 0 { Rules::Baseline } else { Rules::Experiment };
-        Some(Self { rules, reasons: scenario & Self::REASONS != 0 })
+        Some(Self { rules, reasons: scenario & Self::REASONS != 0, max_ids })
     }
 }
 
@@ -163,11 +171,13 @@ mod tests {
     fn options_survive_the_tag() {
         for rules in [Rules::Baseline, Rules::Experiment] {
             for reasons in [false, true] {
-                let options = Options { rules, reasons };
-                assert_eq!(Options::from_scenario(options.to_scenario()), Some(options));
+                for max_ids in [None, Some(1), Some(1 << 20), Some(1 << 63)] {
+                    let options = Options { rules, reasons, max_ids };
+                    assert_eq!(Options::from_scenario(options.to_scenario()), Some(options));
+                }
             }
         }
-        assert_eq!(Options::from_scenario(4), None);
+        assert_eq!([65 << 2, 1 << 9].map(Options::from_scenario), [None; 2]);
     }
 
     #[test]

@@ -31,6 +31,7 @@ const BAD_DRAFT: u32 = 1;
 const BAD_SCENARIO: u32 = 2;
 const OUT_OF_ORDER: u32 = 3;
 const UNKNOWN_STEP: u32 = 4;
+const TOO_MANY_IDS: u32 = 5;
 
 /// What a process that serves these nodes runs.
 pub fn app() -> App {
@@ -80,13 +81,18 @@ struct PolicyNode {
 
 impl Node for PolicyNode {
     fn handle(&mut self, request: &Request<'_>, output: &mut Output<'_>) -> Result<(), NodeError> {
-        let rules = options(request)?.rules;
+        let Options { rules, max_ids, .. } = options(request)?;
         let step = Step::from_name(request.node_name())
             .ok_or_else(|| NodeError::new(UNKNOWN_STEP, "no step has this node's name"))?;
         let draft = Draft::decode(request.payload()).map_err(bad_draft)?;
         // One stream of lines is one run: another one must not meet this one's windows.
         if self.run.replace(request.run()) != Some(request.run()) {
             self.policy = Policy::default();
+        }
+        if let (Step::Gate, Stage::Parsed(record), Some(max_ids)) = (step, &draft.stage, max_ids)
+            && !self.policy.has_room_for(record, max_ids)
+        {
+            return Err(NodeError::new(TOO_MANY_IDS, "the policy keeps no more ids"));
         }
         let draft = step
             .advance(draft, &mut self.policy, rules)

@@ -127,6 +127,11 @@ impl Policy {
         })
     }
 
+    /// Whether the line's id can be kept where so many are at most.
+    pub fn has_room_for(&self, record: &Record, max_ids: u64) -> bool {
+        (self.seen.len() as u64) < max_ids || self.seen.contains_key(&record.id())
+    }
+
     /// Reads the windows that the line falls into.
     pub fn features(&self, record: &Record, rules: Rules) -> Features {
         let day = record.day();

@@ -1,0 +1,106 @@
+//! Ctrl-C and SIGTERM: the first asks the demonstration to stop in order, the second has its usual effect.
+//!
+//! What is in flight is decided and written; what the drain does not wait for is cut off. Workers have process
+//! groups of their own, so that no Ctrl-C reaches them: they end when their engine tells them to.
+
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use handbell::{Drain, Engine};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::{flag, low_level};
+
+use crate::exit::{Exit, Problem};
+use crate::input::Event;
+
+/// What stops engines once a signal says so.
+pub struct Interrupt {
+    /// The name of the signal.
+    came: Arc<OnceLock<&'static str>>,
+    /// Ends with the stop, and tells how many requests it cut off.
+    stop: JoinHandle<u64>,
+}
+
+impl Interrupt {
+    /// Listens from now on, and says so to whoever waits for `events`.
+    pub fn listen(engines: Vec<Engine>, drain: Duration, events: SyncSender<Event>) -> io::Result<Self> {
+        let mut first = First::register()?;
+        let came = Arc::new(OnceLock::new());
+        let said = Arc::clone(&came);
+        let stop = move || {
+            said.get_or_init(|| first.wait());
+            thread::scope(|scope| {
+                let stops: Vec<_> =
+                    engines.iter().map(|engine| scope.spawn(|| engine.stop(Drain::within(drain)))).collect();
+                // Who is not waiting there finds out by the next line that is refused.
+                let _ = events.try_send(Event::Stopped);
+                stops.into_iter().map(|stop| stop.join().map_or(0, |report| report.cut_off)).sum()
+            })
+        };
+        let stop = thread::Builder::new().name("demo-stop".into()).spawn(stop)?;
+        Ok(Self { came, stop })
+    }
+
+    /// Waits until the engines have stopped, if a signal has come.
+    pub fn finish(self) {
+        if self.came.get().is_some() {
+            // A panic there has said so on standard error.
+            let _ = self.stop.join();
+        }
+    }
+
+    /// Why the run has ended: because of `problem`, or of a signal that cut nothing off.
+    pub fn explain(self, problem: Problem) -> Problem {
+        let Some(signal) = self.came.get() else { return problem };
+        let cut_off = self.stop.join().unwrap_or_default();
+        if problem.exit == Exit::Shutdown && cut_off == 0 {
+            let message = format!("stopped by {signal} before all lines were decided");
+            return Problem { exit: Exit::Shutdown, message };
+        }
+        problem
+    }
+}
+
+/// The first signal. Those that are ignored when the program starts stay so, as a shell wants it of what it starts in
+/// the background.
+struct First {
+    number: Arc<AtomicUsize>,
+    bell: UnixStream,
+}
+
+impl First {
+    fn register() -> io::Result<Self> {
+        let (number, has_come) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let (bell, rung) = UnixStream::pair()?;
+        let ignored = ignored();
+        for signal in [SIGINT, SIGTERM].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0) {
+            // In this order: what the first leaves behind is what the second finds.
+            flag::register_conditional_default(signal, Arc::clone(&has_come))?;
+            flag::register(signal, Arc::clone(&has_come))?;
+            flag::register_usize(signal, Arc::clone(&number), signal as usize)?;
+            low_level::pipe::register(signal, rung.try_clone()?)?;
+        }
+        Ok(Self { number, bell })
+    }
+
+    /// Waits for it; its name.
+    fn wait(&mut self) -> &'static str {
+        let mut byte = [0];
+        // It cannot fail: this process has the other end, too.
+        let _ = self.bell.read_exact(&mut byte);
+        let number = self.number.load(Ordering::SeqCst);
+        i32::try_from(number).ok().and_then(low_level::signal_name).unwrap_or("a signal")
+    }
+}
+
+/// The signals that this process ignores, one bit each from SIGHUP on.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap_or_default();
+    u64::from_str_radix(mask.trim(), 16).unwrap_or(0)
+}
