@@ -60,8 +60,8 @@ impl Shared {
     #[inline(always)]
     fn own_reply(&self, outbound: &Outbound, sent: &Sent<'_>) -> Option<Reply> {
         let Sent { admitted, link, .. } = sent;
-        let mut spinner = link.end.spinner(self.waiting);
         link.begin_looking();
+        let mut spinner = link.end.spinner_for_own(self.waiting);
         let reply = loop {
             if link.end.has_reply() {
                 break self.read_own(outbound, sent);
@@ -75,7 +75,7 @@ impl Shared {
             }
         };
         if reply.is_some() {
-            link.end.end_wait(&spinner);
+            link.end.end_wait_for_own(&spinner);
             if link.forwards.waiting() != 0 {
                 self.flush_behind_fence(link);
             }

@@ -15,6 +15,7 @@ use crate::base::sync::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::base::waiting::Waiting;
 use crate::lane::{BlockPlace, REQUEST_SIGNAL};
 use crate::shm::arena::{Arena, Block};
+use crate::shm::lull::Lull;
 use crate::shm::ring::{Look, OwnRing, PeerRing, Place};
 use crate::shm::spin::{Processors, Spinner};
 use crate::shm::view::{Memory, PeerSlot, View};
@@ -119,6 +120,8 @@ pub struct EngineEnd {
     pub(super) released: Line<AtomicU64>,
     /// 1 while both sides wait on one processor.
     shares: AtomicU32,
+    /// What is known of how long the worker takes.
+    lull: AtomicU32,
     /// What the worker had begun when its memory was given back.
     pub(super) last_started: AtomicU64,
 }
@@ -163,6 +166,7 @@ impl EngineEnd {
             next: AtomicU64::new(0),
             released: Line(AtomicU64::new(0)),
             shares: AtomicU32::new(0),
+            lull: AtomicU32::new(Lull::default().to_word()),
             last_started: AtomicU64::new(0),
             request,
             reply,
@@ -213,6 +217,24 @@ impl EngineEnd {
     pub fn spinner(&self, policy: Waiting) -> Spinner {
         // Relaxed: a habit of the scheduler, not a fact.
         Spinner::new(policy, self.shares.load(Ordering::Relaxed) != 0)
+    }
+
+    /// The budget of a wait for the reply to a request that has just been sent.
+    #[inline(always)]
+    pub fn spinner_for_own(&self, policy: Waiting) -> Spinner {
+        let lull = Lull::from_word(self.lull.load(Ordering::Relaxed));
+        Spinner::behind(lull, policy, self.shares.load(Ordering::Relaxed) != 0)
+    }
+
+    /// Remembers what such a wait has learned.
+    #[inline(always)]
+    pub fn end_wait_for_own(&self, spinner: &Spinner) {
+        self.end_wait(spinner);
+        if !spinner.shares() {
+            // Relaxed: a habit, and one of several threads may forget what another has learned.
+            let lull = Lull::from_word(self.lull.load(Ordering::Relaxed));
+            self.lull.store(lull.after(spinner.looks()).to_word(), Ordering::Relaxed);
+        }
     }
 
     /// Remembers what a wait has learned.

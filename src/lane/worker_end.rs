@@ -243,6 +243,14 @@ impl WorkerEnd {
         let mut spinner = Spinner::new(self.policy, self.shares);
         let mut has_waited = false;
         loop {
+            match self.request_ring.place(self.next).look() {
+                Look::Ready => {
+                    self.shares = spinner.shares();
+                    return Some(has_waited);
+                }
+                Look::Corrupt => return None,
+                Look::Empty => has_waited = false,
+            }
             let processors =
                 Processors { mine: (&self.reply, reply::CPU), theirs: (&self.request, request::CPU) };
             match spinner.step(processors) {
@@ -261,24 +269,17 @@ impl WorkerEnd {
                     spinner.renew();
                 }
             }
-            match self.request_ring.place(self.next).look() {
-                Look::Ready => {
-                    self.shares = spinner.shares();
-                    return Some(has_waited);
-                }
-                Look::Corrupt => return None,
-                Look::Empty => has_waited = false,
-            }
         }
     }
 
     #[inline(always)]
     fn take(&mut self, has_waited: bool) -> Incoming {
         let position = self.next;
-        // Both payloads' lines come while the envelope is being looked at.
+        // The payload's line comes while the envelope is being looked at, and the reply's lines as well: whoever waits
+        // for it does not look yet.
         let place = self.request_ring.place(position);
         place.slot.prefetch_inline();
-        self.reply_ring.place(self.head).slot.prefetch_inline_write();
+        self.reply_ring.place(self.head).slot.prefetch_write();
         let envelope = place.envelope();
         let payload_at = match envelope.payload_at {
             0 => self.request_ring.inline_at(position),

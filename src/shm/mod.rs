@@ -1,4 +1,4 @@
-//! Mapped memory and what is built directly on it: view, segment, ring, arena, signal.
+//! Mapped memory and what is built directly on it: view, segment, ring, arena, signal, and how one looks.
 //!
 //! The other process may write anything at any time into the segment that it owns. No reference is ever
 //! formed over such memory, except to an atomic; `view.rs` alone holds raw loads, stores and copies.
@@ -6,6 +6,7 @@
 
 pub mod arena;
 pub mod block;
+pub mod lull;
 #[cfg(all(test, loom))]
 mod model;
 pub mod ring;

@@ -4,6 +4,7 @@
 //! so looking gives the processor away at once (a scheduling quantum costs 1,000 times a yield). Each side
 //! publishes the processor it waits on, and only when that changes.
 
+use super::lull::Lull;
 use super::view::{Memory, View};
 use crate::base::sync::pause;
 use crate::base::waiting::Waiting;
@@ -71,6 +72,21 @@ impl Spinner {
     pub fn new(policy: Waiting, shares: bool) -> Self {
         let looks = if shares { QUICK_LOOKS } else { 0 };
         Self { policy, shares, looks, began_ns: 0, yielded_ns: 0, yielding: shares }
+    }
+
+    /// A fresh budget, behind a lull where there is a processor for each side.
+    #[inline(always)]
+    pub fn behind(lull: Lull, policy: Waiting, shares: bool) -> Self {
+        if policy != Waiting::Block && !shares {
+            lull.pass();
+        }
+        Self::new(policy, shares)
+    }
+
+    /// How many looks have found nothing.
+    #[inline(always)]
+    pub fn looks(&self) -> u32 {
+        self.looks
     }
 
     /// Whether both sides were last seen on one processor.

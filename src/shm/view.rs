@@ -326,9 +326,10 @@ impl ViewSlot<'_, false> {
 }
 
 impl ViewSlot<'_, true> {
-    /// Begins to take what lies behind the envelope for writing. A hint, as above.
+    /// Begins to take the envelope, and the line behind it, for writing. A hint, as above.
     #[inline(always)]
-    pub fn prefetch_inline_write(self) {
+    pub fn prefetch_write(self) {
+        prefetch_write(self.place.as_ptr());
         prefetch_write(self.inline());
     }
 
