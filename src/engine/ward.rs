@@ -15,8 +15,8 @@ use crate::base::ids::{NodeId, Ticket};
 use crate::doorbell::{Ended, Report};
 use crate::lane::{EngineEnd, Read};
 use crate::os::child::Exit;
+use crate::os::clock;
 use crate::os::poll::Poller;
-use crate::os::{clock, limits};
 use crate::plan::restart::{Lives, Restart};
 use crate::supervisor::{
     self, Capture, Finding, Liveness, Patience, StartError, Work, Worker, WorkerEvent, WorkerNotice,
@@ -52,8 +52,6 @@ pub(super) struct Ward {
     former: Vec<u64>,
     /// Drains the output of a successor; the first life's is the engine's.
     capture: Option<Capture>,
-    /// The kernel's count of kills for want of memory when this life began, or the last one was told of.
-    oom_kills: Option<u64>,
     /// When a connection ended while the process lived.
     connection_ended_ns: Option<u64>,
     /// It has said, as it was asked to, that serving has ended: silence is what follows.
@@ -72,7 +70,6 @@ impl Ward {
             succession: Succession::None,
             former: Vec::new(),
             capture: None,
-            oom_kills: limits::oom_kills(),
             connection_ended_ns: None,
             has_left: false,
         }
@@ -205,18 +202,21 @@ impl Ward {
 
     /// The worker has ended: lane dead → reply ring read to its end → group killed → reaped → request ring closed
     /// → what is still open ends, or goes to the successor.
-    pub fn settle_death(&mut self, shared: &Shared, poller: &Poller) {
+    /// Whether a SIGKILL that nobody here sent was the kernel's, for want of memory, is asked of `was_oom`.
+    pub fn settle_death(&mut self, shared: &Shared, poller: &Poller, mut was_oom: impl FnMut(u64) -> bool) {
         let Some(worker) = self.worker.clone() else { return };
         let Some(exit) = worker.exit() else { return };
         let link = shared.link(self.lane);
-        // Only of what nobody here killed is the count read.
         let asked_to = shared.stopping_workers.load(Ordering::SeqCst);
-        let kills_before = self.oom_kills;
-        if link.cause().is_none() && !asked_to && exit == Exit::Signal(SIGKILL) {
-            self.oom_kills = limits::oom_kills();
-        }
-        let by_kernel = by_kernel(exit, self.oom_kills > kills_before);
         let now_ns = clock::monotonic_ns();
+        let by_kernel = match exit {
+            Exit::Code(code) => Cause::Exit(code),
+            // Only what nobody here killed can have been killed for that.
+            Exit::Signal(SIGKILL) if link.cause().is_none() && !asked_to && was_oom(now_ns) => {
+                Cause::OutOfMemory
+            }
+            Exit::Signal(signal) => Cause::Signal(signal),
+        };
         let may_follow = !asked_to && !link.is_final();
         let due_ns = may_follow.then(|| self.lives.after_death(now_ns)).flatten();
         if due_ns.is_none() {
@@ -310,7 +310,6 @@ impl Ward {
         seat.begin_life(lane, true);
         self.liveness = Liveness::new(self.patience, now_ns);
         self.has_left = false;
-        self.oom_kills = limits::oom_kills();
         shared.workers.lock().living.insert(self.lane, Arc::clone(&worker));
         if shared.stopping_workers.load(Ordering::SeqCst) {
             // It has served nothing, and whoever stops the workers may have found none and be gone.
@@ -371,15 +370,6 @@ impl Ward {
     }
 }
 
-/// What the kernel says of an end; `more_kills` if it has killed somebody for want of memory meanwhile.
-fn by_kernel(exit: Exit, more_kills: bool) -> Cause {
-    match exit {
-        Exit::Code(code) => Cause::Exit(code),
-        Exit::Signal(SIGKILL) if more_kills => Cause::OutOfMemory,
-        Exit::Signal(signal) => Cause::Signal(signal),
-    }
-}
-
 /// Ends what a dead worker owes; with a successor, what that is not to have.
 fn end_what_is_open(shared: &Shared, link: &Link, has_successor: bool, cause: Cause, now_ns: u64) {
     let open = shared.correlation.end_all_of(link.source, has_successor, cause, now_ns, shared.started());
@@ -422,17 +412,4 @@ fn read_to_the_end(shared: &Shared, link: &Link) {
         link.die_of(rule);
     }
     shared.wake(wakes);
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_kill_for_want_of_memory_is_told_from_another() {
-        assert_eq!(by_kernel(Exit::Signal(SIGKILL), true), Cause::OutOfMemory);
-        assert_eq!(by_kernel(Exit::Signal(SIGKILL), false), Cause::Signal(9));
-        assert_eq!(by_kernel(Exit::Signal(11), true), Cause::Signal(11));
-        assert_eq!(by_kernel(Exit::Code(9), true), Cause::Exit(9));
-    }
 }
