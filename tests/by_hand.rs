@@ -8,25 +8,31 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use handbell::testing::by_hand::{BOOTSTRAP_VERSION, BirthByHand, Refused, hand_over};
+use handbell::testing::by_hand::{BOOTSTRAP_VERSION, BirthByHand, Refusal, Refused, hand_over};
 use handbell::testing::doorbell::{
     CREDENTIALS_BYTES, Caller, Connection, Ended, Order, Poller, SECRET_BYTES, Session, WorkerSession,
     monotonic_ns,
 };
-use handbell::{Cause, Engine, KilledFor, Plan, StartError, StartStep, StopMode, WorkerEvent};
+use handbell::{
+    Category, Cause, Engine, KilledFor, Plan, RefusedFor, Restart, StartError, StartStep, StopMode,
+    WorkerEvent,
+};
 use rustix::net::{AddressFamily, SocketType};
+use rustix::process::Signal;
 
 mod common;
-use common::{Notices, engine, patiently, stop};
+use common::{Notices, engine, failure, far, kill, patiently, started, stop, transport, worker_pid};
 
-/// Set in workers that are born by hand, to how.
+/// Set in workers that are born by hand, to how; with "then", to how in the first life and in all later ones.
 const WAY: &str = "HANDBELL_TEST_WAY";
 
 fn main() {
     if let Ok(way) = std::env::var(WAY)
         && let Some(birth) = BirthByHand::receive_if_worker()
     {
-        be_born(&birth, &way);
+        let is_first = birth.terms.life.incarnation == 1;
+        let (first, later) = way.split_once(" then ").unwrap_or((&way, &way));
+        be_born(&birth, if is_first { first } else { later });
     }
     common::app().serve_if_worker();
     common::run(tests![
@@ -42,6 +48,7 @@ fn main() {
         boot_04_who_speaks_with_other_secrets_fails_the_start,
         boot_04_who_is_never_ready_fails_the_start_though_it_beats,
         boot_04_who_dies_with_its_connections_held_fails_the_start,
+        restart_01_a_successor_that_is_refused_tells_step_and_reason,
         sec_ipc_09_a_second_call_is_a_stranger,
         sec_ipc_02_a_broken_message_ends_the_worker_and_is_told,
     ]);
@@ -60,10 +67,11 @@ fn be_born(birth: &BirthByHand, way: &str) -> ! {
         caller.call(birth.doorbell, credentials, birth.terms, far_ns(), |_| unreachable!("before READY"))
     };
     match way {
-        "other_version" => {
-            birth.refuse_version(BOOTSTRAP_VERSION + 1);
-            std::process::exit(82);
-        }
+        "other_version" => refuse(birth, Refusal::Version(BOOTSTRAP_VERSION + 1)),
+        "refuses_the_bundle" => refuse(birth, Refusal::Bundle),
+        "refuses_the_layout" => refuse(birth, Refusal::Layout),
+        "refuses_a_segment" => refuse(birth, Refusal::Segment),
+        "lacks_a_node" => refuse(birth, Refusal::NotRegistered(0)),
         "tells_its_secrets" => {
             let mut bytes = [0; CREDENTIALS_BYTES];
             birth.credentials().write(&mut bytes);
@@ -107,6 +115,11 @@ fn be_born(birth: &BirthByHand, way: &str) -> ! {
         }
     }
     park()
+}
+
+fn refuse(birth: &BirthByHand, refusal: Refusal) -> ! {
+    birth.refuse(refusal);
+    std::process::exit(82);
 }
 
 fn park() -> ! {
@@ -239,6 +252,8 @@ fn boot_02_a_refused_version_is_told_with_both() {
     let error = refused("other_version");
     assert!(matches!(&error, StartError::Refused { group, .. } if group == "g"), "{error:?}");
     let (ours, theirs) = (BOOTSTRAP_VERSION, BOOTSTRAP_VERSION + 1);
+    let version = RefusedFor::Version { engine: ours, worker: theirs };
+    assert_eq!(error.refusal(), Some((StartStep::Mapped, version)));
     assert_eq!(
         error.to_string(),
         format!(
@@ -346,6 +361,65 @@ fn boot_04_who_is_never_ready_fails_the_start_though_it_beats() {
         // A slow machine does not come so far.
         (step == StartStep::Ready).then_some(())
     });
+}
+
+// ---- successors ----
+
+fn restart_01_a_successor_that_is_refused_tells_step_and_reason() {
+    use RefusedFor::{Bundle, Exit, Layout, NoAnswer, NotRegistered, Segment, Version};
+    let version = Version { engine: BOOTSTRAP_VERSION, worker: BOOTSTRAP_VERSION + 1 };
+    let lacks = NotRegistered(handbell::testing::node_by_number(0));
+    std::thread::scope(|scope| {
+        for (way, step, reason) in [
+            ("other_version", StartStep::Mapped, version),
+            ("refuses_the_bundle", StartStep::Mapped, Bundle),
+            ("refuses_the_layout", StartStep::Mapped, Layout),
+            ("refuses_a_segment", StartStep::Mapped, Segment),
+            ("lacks_a_node", StartStep::Mapped, lacks),
+            ("exits", StartStep::Handshake, Exit(7)),
+            ("never_calls", StartStep::Handshake, NoAnswer),
+            ("says_nothing", StartStep::Handshake, NoAnswer),
+            ("other_secrets", StartStep::Handshake, NoAnswer),
+            ("leaves_a_child", StartStep::Ready, Exit(6)),
+        ] {
+            scope.spawn(move || succession_refused(way, step, reason));
+        }
+    });
+}
+
+/// The first life serves until it is killed; the second one is refused, and there is no third.
+fn succession_refused(way: &str, step: StartStep, reason: RefusedFor) {
+    let notices = Notices::default();
+    let at_once = Duration::from_millis(1);
+    let plan = Plan::new().group("g", ["echo"]).restart(Restart::on_failure(1).delay(at_once, at_once));
+    let builder = common::engine_over(plan.redispatch_unstarted()).env(WAY, format!("obeys then {way}"));
+    let builder = builder.on_worker_event(notices.listener());
+    let (engine, echo) = started(builder, "echo");
+    let born = worker_pid(&engine);
+    // A worker by hand answers nobody.
+    let waiting: Vec<_> = (0..3).map(|_| engine.request(echo).dispatch(b"").expect("it is taken")).collect();
+    kill(born, Signal::KILL);
+    let refused = Cause::StartRefused { step, reason };
+    for waiting in waiting {
+        let failed = failure(waiting.wait().unwrap_err(), Category::Transport);
+        assert_eq!((failed.group(), failed.cause(), failed.started()), ("g", refused, false), "{way}");
+    }
+    // Whoever comes later is told the same.
+    assert_eq!(transport(engine.call(echo, b"", far()).unwrap_err()), refused, "{way}");
+    common::until("the group is given up", || notices.has(&WorkerEvent::GivenUp));
+    use WorkerEvent::{Crashed, GivenUp, Ready, StartRefused, Started};
+    let told = notices.events_of(born);
+    assert_eq!(
+        told,
+        [Started, Ready, Crashed(Cause::Signal(9)), StartRefused { step, reason }, GivenUp],
+        "{way}"
+    );
+    let mut others = notices.all();
+    others.retain(|notice| notice.pid != born);
+    let of_the_second: Vec<_> = others.iter().map(|notice| notice.event.clone()).collect();
+    assert_eq!(of_the_second, [Started, WorkerEvent::Stopped { gracefully: false }], "{way}");
+    assert!(others[0].pid > 0 && others[0].pid == others[1].pid, "{way}: {others:?}");
+    stop(&engine);
 }
 
 /// How often each reason was that of a reject.

@@ -12,6 +12,7 @@ use super::shared::Shared;
 use super::stop::{StopMode, WorkerStop};
 use crate::base::failure::{Cause, Failure, KilledFor};
 use crate::base::ids::{NodeId, Ticket};
+use crate::base::refusal::{RefusedFor, StartStep};
 use crate::doorbell::{Ended, Report};
 use crate::lane::{EngineEnd, Read};
 use crate::os::child::Exit;
@@ -44,6 +45,8 @@ pub(super) struct Ward {
     lane: u16,
     /// `None` while it is dead.
     worker: Option<Arc<Worker>>,
+    /// The process number of its latest life.
+    pid: i32,
     patience: Patience,
     liveness: Liveness,
     lives: Lives,
@@ -63,6 +66,7 @@ impl Ward {
     pub fn new(lane: u16, worker: Arc<Worker>, patience: Patience, restart: Restart) -> Self {
         Self {
             lane,
+            pid: worker.pid(),
             worker: Some(worker),
             patience,
             liveness: Liveness::new(patience, clock::monotonic_ns()),
@@ -105,8 +109,8 @@ impl Ward {
     fn tell(&self, shared: &Shared, event: WorkerEvent) {
         let group = shared.link(self.lane).group;
         let process = self.lane - shared.routes[usize::from(group.0)].first;
-        let (group, pid) = (shared.group_name(group), self.worker.as_ref().map_or(0, |worker| worker.pid()));
-        let notice = WorkerNotice { group, process, pid, at_ns: clock::monotonic_ns(), event };
+        let (group, at_ns) = (shared.group_name(group), clock::monotonic_ns());
+        let notice = WorkerNotice { group, process, pid: self.pid, at_ns, event };
         supervisor::tell(shared.listener.as_ref(), &notice);
     }
 
@@ -220,7 +224,7 @@ impl Ward {
         let may_follow = !asked_to && !link.is_final();
         let due_ns = may_follow.then(|| self.lives.after_death(now_ns)).flatten();
         if due_ns.is_none() {
-            link.give_up();
+            link.give_up(None);
         }
         link.die(if asked_to { Cause::Stopped } else { by_kernel });
         read_to_the_end(shared, link);
@@ -296,14 +300,10 @@ impl Ward {
     ) {
         let now_ns = clock::monotonic_ns();
         self.succession = Succession::None;
-        let taken_on = result.ok().and_then(|revived| self.take_on(shared, revived, poller, token));
-        let Some((lane, worker)) = taken_on else {
-            let stopping = shared.stopping_workers.load(Ordering::SeqCst);
-            match self.lives.after_death(now_ns).filter(|_| !stopping) {
-                Some(due_ns) => self.succession = Succession::DueAt(due_ns),
-                None => self.give_up(shared, shared.cause_of(shared.link(self.lane))),
-            }
-            return;
+        let taken_on = result.and_then(|revived| self.take_on(shared, revived, poller, token));
+        let (lane, worker) = match taken_on {
+            Ok(taken_on) => taken_on,
+            Err(refused) => return self.settle_refusal(shared, &refused, now_ns),
         };
         let seat = shared.lanes[usize::from(self.lane)].seat().expect("the lane of a worker");
         let former = seat.link();
@@ -327,6 +327,21 @@ impl Ward {
         self.give_memory_back(shared);
     }
 
+    /// A successor could not be started: there is another try, or none any more.
+    fn settle_refusal(&mut self, shared: &Shared, refused: &StartError, now_ns: u64) {
+        if shared.stopping_workers.load(Ordering::SeqCst) {
+            return self.give_up(shared, Cause::Stopped);
+        }
+        // What is refused before a start begins was refused to the first life.
+        let never_begun = (StartStep::Spawn, RefusedFor::System { errno: 0 });
+        let (step, reason) = refused.refusal().unwrap_or(never_begun);
+        self.tell(shared, WorkerEvent::StartRefused { step, reason });
+        match self.lives.after_death(now_ns) {
+            Some(due_ns) => self.succession = Succession::DueAt(due_ns),
+            None => self.give_up(shared, Cause::StartRefused { step, reason }),
+        }
+    }
+
     /// Gives back what the lanes of former lives hold, but for those in which somebody holds a reply or a loan.
     fn give_memory_back(&mut self, shared: &Shared) {
         let lane = self.lane;
@@ -341,27 +356,29 @@ impl Ward {
         revived: Revived,
         poller: &Poller,
         token: u64,
-    ) -> Option<(EngineEnd, Arc<Worker>)> {
+    ) -> Result<(EngineEnd, Arc<Worker>), StartError> {
         let Revived { started, capture } = revived;
         let worker = self.worker.insert(Arc::new(started.worker));
         let worker = Arc::clone(worker);
-        if self.watch(poller, token).is_err() {
+        let dead = std::mem::replace(&mut self.pid, worker.pid());
+        if let Err(error) = self.watch(poller, token) {
             worker.end();
             self.tell(shared, WorkerEvent::Stopped { gracefully: false });
-            self.worker = None;
+            (self.worker, self.pid) = (None, dead);
             poller.remove(worker.pidfd());
             poller.remove(worker.socket());
-            return None;
+            let group = shared.group_name(shared.link(self.lane).group).to_string();
+            return Err(StartError::System { group, step: StartStep::Ready, error });
         }
         self.capture = Some(capture);
-        Some((started.lane, worker))
+        Ok((started.lane, worker))
     }
 
     /// There is to be no successor after all.
     fn give_up(&mut self, shared: &Shared, cause: Cause) {
         self.succession = Succession::None;
         let link = shared.link(self.lane);
-        link.give_up();
+        link.give_up(Some(cause));
         fence(Ordering::SeqCst);
         end_what_is_open(shared, link, false, cause, clock::monotonic_ns());
         if cause != Cause::Stopped {

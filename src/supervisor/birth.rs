@@ -13,15 +13,16 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::error::{StartError, StartStep};
+use super::error::StartError;
 use super::event::{Listener as EventListener, WorkerEvent, WorkerNotice, tell};
 use super::launch::{Launch, refused};
 use super::output::{Capture, OutputSink, Speaker, Stream};
 use super::worker::Worker;
 use crate::auth::{CREDENTIALS_BYTES, Credentials, Life, Secret};
 use crate::base::failure::{Cause, KilledFor};
-use crate::base::ids::GroupId;
+use crate::base::ids::{GroupId, NodeId};
 use crate::base::limits::BUNDLE_BYTES;
+use crate::base::refusal::{RefusedFor, StartStep};
 use crate::base::waiting::Waiting;
 use crate::doorbell::{Connection, EngineSession, EngineTerms, Listener, Timing, Turn};
 use crate::lane::EngineEnd;
@@ -462,12 +463,13 @@ impl<'a> Unborn<'a> {
                 Ok(Message::Refused(refusal)) => {
                     // It prints why and ends by itself.
                     let _ = readable_within(self.worker().pidfd(), Some(EXIT_GRACE_MS));
-                    Err(StartError::Refused { group, reason: self.reason(refusal) })
+                    let (reason, text) = (Self::reason(refusal), self.text(refusal));
+                    Err(StartError::Refused { group, step, reason, text })
                 }
                 message => {
-                    let unexpected = "it said something unexpected".into();
                     let message = message.ok().as_ref().and_then(expected);
-                    message.ok_or(StartError::Refused { group, reason: unexpected })
+                    let text = "it said something unexpected".into();
+                    message.ok_or(StartError::Refused { group, step, reason: RefusedFor::NoAnswer, text })
                 }
             },
             Ok(Received::End) => Err(StartError::Died { group, step, cause: self.cause() }),
@@ -490,8 +492,8 @@ impl<'a> Unborn<'a> {
             return self.late(step);
         }
         let rejects = self.listener.rejects().total();
-        let reason = format!("it did not do its part at step {} ({rejects} messages rejected)", step.name());
-        StartError::Refused { group, reason }
+        let text = format!("it did not do its part at step {} ({rejects} messages rejected)", step.name());
+        StartError::Refused { group, step, reason: RefusedFor::NoAnswer, text }
     }
 
     /// Waits for its death. One that has begun to end is given more time.
@@ -504,7 +506,18 @@ impl<'a> Unborn<'a> {
         true
     }
 
-    fn reason(&self, refusal: Refusal) -> String {
+    fn reason(refusal: Refusal) -> RefusedFor {
+        match refusal {
+            Refusal::Bundle => RefusedFor::Bundle,
+            Refusal::Version(worker) => RefusedFor::Version { engine: BOOTSTRAP_VERSION, worker },
+            Refusal::Layout => RefusedFor::Layout,
+            Refusal::Segment => RefusedFor::Segment,
+            Refusal::NotRegistered(node) => RefusedFor::NotRegistered(NodeId(node)),
+            Refusal::NotBuilt(node) => RefusedFor::NotBuilt(NodeId(node)),
+        }
+    }
+
+    fn text(&self, refusal: Refusal) -> String {
         let node =
             |number: u16| self.spec.placement.nodes.get(usize::from(number)).map_or("?", |node| &node.name);
         match refusal {

@@ -12,7 +12,7 @@ mod spawner;
 mod toll;
 mod worker;
 
-pub use error::{StartError, StartStep};
+pub use error::StartError;
 pub use event::{WorkerEvent, WorkerNotice};
 pub use output::{OutputLine, OutputSink, Stream};
 

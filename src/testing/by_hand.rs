@@ -9,11 +9,11 @@ use crate::os::child::{self, Exit, Spawn};
 use crate::os::life;
 use crate::os::poll::readable_within;
 use crate::os::socket::{self, Received, receive_within};
-use crate::wire::bootstrap::{BUNDLE_DESCRIPTORS, Message, Refusal};
+use crate::wire::bootstrap::{BUNDLE_DESCRIPTORS, Message};
 use crate::wire::segment::layout_digest;
 use crate::worker::{self, ENGINE_WORD_MS, MARKER};
 
-pub use crate::wire::bootstrap::BOOTSTRAP_VERSION;
+pub use crate::wire::bootstrap::{BOOTSTRAP_VERSION, Refusal};
 
 /// A worker that has its bundle, and does nothing with it of its own accord.
 pub struct BirthByHand {
@@ -62,9 +62,9 @@ impl BirthByHand {
         assert!(matches!(sealed, Ok(Received::Message { .. })), "{sealed:?}");
     }
 
-    /// Says that it knows another version of the bundle.
-    pub fn refuse_version(&self, version: u16) {
-        self.say(&Message::Refused(Refusal::Version(version)));
+    /// Says why it does not begin.
+    pub fn refuse(&self, refusal: Refusal) {
+        self.say(&Message::Refused(refusal));
     }
 
     fn say(&self, message: &Message) {
