@@ -226,6 +226,7 @@ impl Ward {
         if due_ns.is_none() {
             link.give_up(None);
         }
+        let was_born_in_vain = link.cause() == Some(Cause::Stopped);
         link.die(if asked_to { Cause::Stopped } else { by_kernel });
         read_to_the_end(shared, link);
         // Its last words may lie on the doorbell still.
@@ -241,7 +242,7 @@ impl Ward {
         }
         end_what_is_open(shared, link, due_ns.is_some(), cause, now_ns);
         let gracefully = asked_to && exit == Exit::Code(0);
-        if asked_to && !gracefully {
+        if asked_to && !gracefully && !was_born_in_vain {
             let overrun = Cause::Killed(KilledFor::StopOverrun);
             let was_executing = link.end.executing().is_some();
             shared.told(Failure::new(shared.group_name(link.group), overrun, was_executing, None));
@@ -313,7 +314,8 @@ impl Ward {
         shared.workers.lock().living.insert(self.lane, Arc::clone(&worker));
         if shared.stopping_workers.load(Ordering::SeqCst) {
             // It has served nothing, and whoever stops the workers may have found none and be gone.
-            worker.kill();
+            seat.link().die(Cause::Stopped);
+            return worker.kill();
         }
         self.tell(shared, WorkerEvent::Restarted);
         // Behind a full fence: who looked for room at the former life, or queued for this one, is found.
