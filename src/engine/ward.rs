@@ -414,7 +414,7 @@ fn take_back(shared: &Shared, link: &Link) {
         let ticket = Ticket(envelope.ticket);
         let Some(root) = shared.correlation.root_key(&envelope) else { continue };
         let Some(branch) = shared.correlation.take_up(root, ticket) else { continue };
-        if branch.is_asked_of(link.source) && branch.take_back() {
+        if branch.take_back(link.source) {
             let onward = Onward { source: envelope.source, target: NodeId(envelope.target), key: None };
             back.push(Forward { root, ticket, onward, payload });
         }

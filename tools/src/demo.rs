@@ -27,6 +27,8 @@ use crate::summary::{SideSummary, Summary};
 const KEPT_LINES: usize = 256;
 const KEPT_LINE_BYTES: usize = 4096;
 const ALONE: usize = 1000;
+/// In parts that come apart, each takes its time.
+const ALONE_IN_PARTS: usize = 100;
 
 /// How to run the demonstration.
 #[derive(Args, Debug)]
@@ -57,6 +59,11 @@ pub struct DemoArgs {
     /// Whether a worker that dies gets a successor; the policy keeps its state in one, and never does
     #[arg(long, value_name = "WHEN", default_value = "never")]
     restart: RestartArg,
+    /// Hand each line from the parser to the policy in three parts, the last one N milliseconds behind the others
+    ///
+    /// So that a worker can be killed between its outputs: with a successor, those that have gone on are not repeated.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=250))]
+    split_ms: Option<u8>,
     /// How engine and workers wait for each other
     #[arg(long, default_value = "adaptive")]
     waiting: WaitingArg,
@@ -136,7 +143,7 @@ impl DemoArgs {
             RulesArg::Baseline => Rules::Baseline,
             RulesArg::Experiment => Rules::Experiment,
         };
-        Options { rules, reasons: self.reasons }
+        Options { rules, reasons: self.reasons, split_ms: self.split_ms }
     }
 
     /// The profile whose decisions are written stands first.
@@ -191,7 +198,8 @@ fn decide(
     let streamed = Demo::start(source, sink, sides)?.stream()?;
     let measure = |(side, stream): (&Side, &Latency)| -> Result<_, Problem> {
         let ledger = side.ledger();
-        let alone = side.alone(&streamed.kept, ALONE)?;
+        let in_parts = side.manner().options.split_ms.is_some();
+        let alone = side.alone(&streamed.kept, if in_parts { ALONE_IN_PARTS } else { ALONE })?;
         Ok(SideSummary::new(side, ledger, stream, &alone))
     };
     let summaries = sides.iter().zip(&streamed.latencies).map(measure).collect::<Result<_, _>>()?;

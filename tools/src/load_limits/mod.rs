@@ -44,7 +44,7 @@
 //!
 //! [`decimal_id`] and [`instant`] are the vocabulary, [`record`] the input, [`policy`] the state,
 //! [`wire`] what travels from node to node, [`reply`] the output, [`nodes`] the binding to the
-//! engine, and [`generator`] makes input with every corner of `corners` in it. `oracle` says it all
+//! engine, [`parts`] what the first group may hand on in place of a whole draft, and [`generator`] makes input with every corner of `corners` in it. `oracle` says it all
 //! a second time, plainly and slowly, for the tests.
 
 mod corners;
@@ -52,6 +52,7 @@ pub mod decimal_id;
 pub mod generator;
 pub mod instant;
 pub mod nodes;
+pub mod parts;
 pub mod policy;
 pub mod record;
 pub mod reply;
@@ -71,11 +72,16 @@ pub struct Options {
     pub rules: Rules,
     /// Whether declined replies say why.
     pub reasons: bool,
+    /// If lines are handed to the policy in three parts: how long behind the others the last one comes, in milliseconds.
+    pub split_ms: Option<u8>,
 }
 
 impl Options {
     const EXPERIMENT: u16 = 1;
     const REASONS: u16 = 1 << 1;
+    const SPLIT: u16 = 1 << 2;
+    /// From here on the milliseconds.
+    const SPLIT_MS: u32 = 8;
 
     /// As a request's scenario tag.
     pub fn to_scenario(self) -> u16 {
@@ -83,16 +89,21 @@ impl Options {
             Rules::Baseline => 0,
             Rules::Experiment => Self::EXPERIMENT,
         };
-        rules | if self.reasons { Self::REASONS } else { 0 }
+        let reasons = if self.reasons { Self::REASONS } else { 0 };
+        let split = self.split_ms.map_or(0, |ms| Self::SPLIT | u16::from(ms) << Self::SPLIT_MS);
+        rules | reasons | split
     }
 
     /// From a request's scenario tag; none if it has bits that nobody defined.
     pub fn from_scenario(scenario: u16) -> Option<Self> {
-        if scenario & !(Self::EXPERIMENT | Self::REASONS) != 0 {
+        let split_ms = (scenario >> Self::SPLIT_MS) as u8;
+        let has = |bit| scenario & bit != 0;
+        let defined = Self::EXPERIMENT | Self::REASONS | Self::SPLIT | u16::MAX << Self::SPLIT_MS;
+        if has(!defined) || split_ms != 0 && !has(Self::SPLIT) {
             return None;
         }
-        let rules = if scenario & Self::EXPERIMENT == 0 { Rules::Baseline } else { Rules::Experiment };
-        Some(Self { rules, reasons: scenario & Self::REASONS != 0 })
+        let rules = if has(Self::EXPERIMENT) { Rules::Experiment } else { Rules::Baseline };
+        Some(Self { rules, reasons: has(Self::REASONS), split_ms: has(Self::SPLIT).then_some(split_ms) })
     }
 }
 
@@ -163,11 +174,13 @@ mod tests {
     fn options_survive_the_tag() {
         for rules in [Rules::Baseline, Rules::Experiment] {
             for reasons in [false, true] {
-                let options = Options { rules, reasons };
-                assert_eq!(Options::from_scenario(options.to_scenario()), Some(options));
+                for split_ms in [None, Some(0), Some(255)] {
+                    let options = Options { rules, reasons, split_ms };
+                    assert_eq!(Options::from_scenario(options.to_scenario()), Some(options));
+                }
             }
         }
-        assert_eq!(Options::from_scenario(4), None);
+        assert_eq!([8, 16, 1 << 8].map(Options::from_scenario), [None; 3]);
     }
 
     #[test]

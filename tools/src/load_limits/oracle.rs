@@ -294,7 +294,7 @@ fn compare(lines: &[Vec<u8>], options: Options) -> BTreeSet<&'static str> {
 fn all_options() -> impl Iterator<Item = Options> {
     [Rules::Baseline, Rules::Experiment]
         .into_iter()
-        .flat_map(|rules| [false, true].map(|reasons| Options { rules, reasons }))
+        .flat_map(|rules| [false, true].map(|reasons| Options { rules, reasons, split_ms: None }))
 }
 
 #[test]
