@@ -2,7 +2,7 @@
 //! the engine by hand, and bundles that no engine would send.
 
 use std::collections::BTreeSet;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
@@ -49,6 +49,7 @@ fn main() {
         boot_04_who_is_never_ready_fails_the_start_though_it_beats,
         boot_04_who_dies_with_its_connections_held_fails_the_start,
         restart_01_a_successor_that_is_refused_tells_step_and_reason,
+        sec_ipc_09_an_engine_starts_under_a_flood,
         sec_ipc_09_a_second_call_is_a_stranger,
         sec_ipc_02_a_broken_message_ends_the_worker_and_is_told,
     ]);
@@ -104,6 +105,15 @@ fn be_born(birth: &BirthByHand, way: &str) -> ! {
             let other = handbell::testing::doorbell::Credentials::take(&mut [9; CREDENTIALS_BYTES]);
             assert!(call(caller, other).is_err());
         }
+        "under_a_flood" => {
+            let place = birth.doorbell;
+            let strangers: Vec<_> = (0..2).map(|_| std::thread::spawn(move || flood(place))).collect();
+            std::thread::sleep(Duration::from_secs(1));
+            birth.map(port);
+            let connection = call(caller, birth.credentials()).expect("answered");
+            strangers.into_iter().for_each(|strangers| strangers.join().expect("it ends"));
+            obey(connection, birth, way);
+        }
         "strangers_first" => {
             birth.map(port);
             (0..3).for_each(|_| hung_up_on(birth.doorbell));
@@ -136,6 +146,26 @@ fn hung_up_on(place: SocketAddr) {
 fn hung_up(mut stranger: TcpStream) {
     let read = stranger.read(&mut [0; 8]);
     assert!(matches!(&read, Ok(0)) || read.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset));
+}
+
+/// Five hundred strangers a second, silent or with garbage, until the door is closed; the latest hundred stay.
+fn flood(place: SocketAddr) {
+    let mut open = std::collections::VecDeque::new();
+    for number in 0.. {
+        match TcpStream::connect(place) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => return,
+            // It was hung up on before it was told that it is connected.
+            Err(_) => {}
+            Ok(mut stranger) => {
+                let _ = stranger.write(&[0x5A; 12_800][..[0, 1, 12_800][number % 3]]);
+                open.push_back(stranger);
+                if open.len() > 100 {
+                    open.pop_front();
+                }
+            }
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Says READY, and does what it is told.
@@ -425,6 +455,17 @@ fn succession_refused(way: &str, step: StartStep, reason: RefusedFor) {
 /// How often each reason was that of a reject.
 fn rejects(engine: &Engine) -> Vec<(&'static str, u64)> {
     engine.doorbell_rejects().into_iter().filter(|(_, count)| *count > 0).collect()
+}
+
+fn sec_ipc_09_an_engine_starts_under_a_flood() {
+    let begin = Instant::now();
+    let (started, notices) = born("under_a_flood");
+    let engine = started.expect("strangers hinder nobody");
+    println!("started after {:?}, of which a second was waited for {:?}", begin.elapsed(), rejects(&engine));
+    let [("stranger", count)] = rejects(&engine)[..] else { panic!("{:?}", rejects(&engine)) };
+    assert!(count >= 20, "{count}");
+    assert_eq!(stop(&engine).workers[0].mode, StopMode::Graceful);
+    assert_eq!(notices.events().len(), 4);
 }
 
 fn sec_ipc_09_a_second_call_is_a_stranger() {
