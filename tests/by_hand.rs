@@ -8,7 +8,9 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use handbell::testing::by_hand::{BOOTSTRAP_VERSION, BirthByHand, Refusal, Refused, hand_over};
+use handbell::testing::by_hand::{
+    BOOTSTRAP_VERSION, BirthByHand, Refusal, Refused, hand_over, hand_over_twice,
+};
 use handbell::testing::doorbell::{
     CREDENTIALS_BYTES, Caller, Connection, Ended, Order, Poller, SECRET_BYTES, Session, WorkerSession,
     monotonic_ns,
@@ -40,6 +42,8 @@ fn main() {
         boot_02_a_bundle_of_another_version_ends_the_child,
         boot_02_a_refused_version_is_told_with_both,
         key_ipc_01_every_life_has_secrets_of_its_own,
+        key_ipc_03_a_bundle_is_read_once,
+        key_ipc_03_a_bundle_that_is_published_twice_ends_the_child,
         boot_03_a_worker_by_hand_is_ready_when_it_says_so,
         boot_04_who_never_calls_fails_the_start,
         boot_04_who_dies_before_it_calls_fails_the_start,
@@ -104,6 +108,13 @@ fn be_born(birth: &BirthByHand, way: &str) -> ! {
             birth.map(port);
             let other = handbell::testing::doorbell::Credentials::take(&mut [9; CREDENTIALS_BYTES]);
             assert!(call(caller, other).is_err());
+        }
+        "reads_twice" => {
+            assert!(birth.has_nothing_to_read() && BirthByHand::receive_if_worker().is_none());
+            birth.map(port);
+            // Nor when all has been said there.
+            assert!(birth.has_nothing_to_read() && BirthByHand::receive_if_worker().is_none());
+            obey(call(caller, birth.credentials()).expect("answered"), birth, way);
         }
         "under_a_flood" => {
             let place = birth.doorbell;
@@ -321,6 +332,18 @@ fn key_ipc_01_every_life_has_secrets_of_its_own() {
     let secrets: BTreeSet<&String> = fresh.iter().map(|(secret, _)| secret).chain([&zero]).collect();
     let sessions: BTreeSet<&String> = fresh.iter().chain(&stated).map(|(_, session)| session).collect();
     assert_eq!((secrets.len(), sessions.len()), (5, 8), "no two are the same");
+}
+
+fn key_ipc_03_a_bundle_is_read_once() {
+    let engine = born("reads_twice").0.expect("what it finds is nothing, twice");
+    stop(&engine);
+}
+
+fn key_ipc_03_a_bundle_that_is_published_twice_ends_the_child() {
+    let ended = hand_over_twice("echo");
+    // The first was whole: its segments have been mapped.
+    assert_eq!((ended.answer.first(), ended.code), (Some(&2), Some(82)), "{ended:?}");
+    assert_eq!(ended.said, "worker cannot start: the engine did not seal the reply segment\n");
 }
 
 fn boot_03_a_worker_by_hand_is_ready_when_it_says_so() {
