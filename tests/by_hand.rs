@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,9 @@ use common::{Notices, engine, failure, far, kill, patiently, started, stop, tran
 /// Set in workers that are born by hand, to how; with "then", to how in the first life and in all later ones.
 const WAY: &str = "HANDBELL_TEST_WAY";
 
+/// Set in a process that is an engine, and is paused.
+const ROLE: &str = "HANDBELL_TEST_ROLE";
+
 fn main() {
     if let Ok(way) = std::env::var(WAY)
         && let Some(birth) = BirthByHand::receive_if_worker()
@@ -37,6 +41,9 @@ fn main() {
         be_born(&birth, if is_first { first } else { later });
     }
     common::app().serve_if_worker();
+    if std::env::var_os(ROLE).is_some() {
+        starts_though_it_is_paused();
+    }
     common::run(tests![
         boot_02_a_malformed_bundle_ends_the_child,
         boot_02_a_bundle_of_another_version_ends_the_child,
@@ -46,6 +53,8 @@ fn main() {
         key_ipc_03_a_bundle_that_is_published_twice_ends_the_child,
         boot_03_a_worker_by_hand_is_ready_when_it_says_so,
         boot_04_who_never_calls_fails_the_start,
+        boot_04_who_is_busy_and_never_calls_fails_the_start,
+        stop_ipc_05_an_engine_that_is_paused_in_the_handshake_blames_nobody,
         boot_04_who_dies_before_it_calls_fails_the_start,
         boot_04_who_calls_from_elsewhere_fails_the_start,
         boot_04_who_calls_and_says_nothing_fails_the_start,
@@ -85,6 +94,22 @@ fn be_born(birth: &BirthByHand, way: &str) -> ! {
             birth.map(port);
         }
         "never_calls" => birth.map(port),
+        "pauses_its_engine" => {
+            birth.map(port);
+            let engine = rustix::process::getppid().expect("it has one").as_raw_nonzero().get();
+            common::pause(engine);
+            std::thread::sleep(Duration::from_secs(3));
+            kill(engine, Signal::CONT);
+            // Who is to be late is late by now.
+            std::thread::sleep(Duration::from_millis(300));
+            obey(call(caller, birth.credentials()).expect("answered"), birth, way);
+        }
+        "is_busy" => {
+            birth.map(port);
+            loop {
+                std::hint::spin_loop();
+            }
+        }
         "exits" => {
             birth.map(port);
             std::process::exit(7);
@@ -193,7 +218,7 @@ fn obey(mut connection: Connection<WorkerSession>, birth: &BirthByHand, way: &st
         for held in [connection.as_fd(), birth.socket()] {
             rustix::io::fcntl_setfd(held, rustix::io::FdFlags::empty()).expect("it is open");
         }
-        let mut sleeper = std::process::Command::new("sleep");
+        let mut sleeper = Command::new("sleep");
         sleeper.arg("1000").spawn().expect("sleep starts");
         std::process::exit(6);
     }
@@ -375,6 +400,24 @@ fn not_done(way: &str, rejects: u64) {
 
 fn boot_04_who_never_calls_fails_the_start() {
     not_done("never_calls", 1);
+}
+
+fn boot_04_who_is_busy_and_never_calls_fails_the_start() {
+    // It wants a processor, as one does that is kept from it; but it has had one.
+    not_done("is_busy", 1);
+}
+
+fn stop_ipc_05_an_engine_that_is_paused_in_the_handshake_blames_nobody() {
+    let mut engine = Command::new("/proc/self/exe");
+    engine.env(ROLE, "paused").env(common::TOKEN, common::token());
+    assert!(engine.status().expect("this program starts").success());
+}
+
+/// Not a test: an engine whose worker pauses it for three seconds before it calls.
+fn starts_though_it_is_paused() -> ! {
+    let engine = born("pauses_its_engine").0.expect("the pause was not its worker's fault");
+    assert_eq!(stop(&engine).workers[0].mode, StopMode::Graceful);
+    std::process::exit(0);
 }
 
 fn boot_04_who_calls_from_elsewhere_fails_the_start() {
