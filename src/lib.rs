@@ -34,6 +34,7 @@ pub use app::App;
 pub use base::clock::Deadline;
 pub use base::failure::{Category, Cause, ExecutionClass, Failure, KilledFor, NodeError, Rule};
 pub use base::ids::{Identity, NodeId, TraceId};
+pub use base::refusal::{RefusedFor, StartStep};
 pub use base::resource::Resource;
 pub use base::waiting::Waiting;
 pub use engine::{
@@ -48,4 +49,4 @@ pub use plan::plan::Plan;
 pub use plan::restart::Restart;
 pub use plan::settings::{Profile, SettingsError};
 pub use shm::block::InPlace;
-pub use supervisor::{OutputLine, StartError, StartStep, Stream, WorkerEvent, WorkerNotice};
+pub use supervisor::{OutputLine, StartError, Stream, WorkerEvent, WorkerNotice};

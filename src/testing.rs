@@ -61,6 +61,11 @@ pub fn has_begun_at(engine: &Engine, lane: u16, position: u64) -> bool {
     engine.has_begun(lane, position)
 }
 
+/// Whether a stop has come so far that the workers have been told to end.
+pub fn is_stopping_workers(engine: &Engine) -> bool {
+    engine.is_stopping_workers()
+}
+
 /// Messages that the first worker has said on its doorbell, HELLO included.
 pub fn messages_heard(engine: &Engine) -> u64 {
     engine.messages_heard()

@@ -2,46 +2,67 @@
 //! the engine by hand, and bundles that no engine would send.
 
 use std::collections::BTreeSet;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use handbell::testing::by_hand::{BOOTSTRAP_VERSION, BirthByHand, Refused, hand_over};
+use handbell::testing::by_hand::{
+    BOOTSTRAP_VERSION, BirthByHand, Refusal, Refused, hand_over, hand_over_twice,
+};
 use handbell::testing::doorbell::{
     CREDENTIALS_BYTES, Caller, Connection, Ended, Order, Poller, SECRET_BYTES, Session, WorkerSession,
     monotonic_ns,
 };
-use handbell::{Cause, Engine, KilledFor, Plan, StartError, StartStep, StopMode, WorkerEvent};
+use handbell::{
+    Category, Cause, Engine, KilledFor, Plan, RefusedFor, Restart, StartError, StartStep, StopMode,
+    WorkerEvent,
+};
 use rustix::net::{AddressFamily, SocketType};
+use rustix::process::Signal;
 
 mod common;
-use common::{Notices, engine, patiently, stop};
+use common::{Notices, engine, failure, far, kill, patiently, started, stop, transport, worker_pid};
 
-/// Set in workers that are born by hand, to how.
+/// Set in workers that are born by hand, to how; with "then", to how in the first life and in all later ones.
 const WAY: &str = "HANDBELL_TEST_WAY";
+
+/// Set in a process that is an engine, and is paused.
+const ROLE: &str = "HANDBELL_TEST_ROLE";
 
 fn main() {
     if let Ok(way) = std::env::var(WAY)
         && let Some(birth) = BirthByHand::receive_if_worker()
     {
-        be_born(&birth, &way);
+        let is_first = birth.terms.life.incarnation == 1;
+        let (first, later) = way.split_once(" then ").unwrap_or((&way, &way));
+        be_born(&birth, if is_first { first } else { later });
     }
     common::app().serve_if_worker();
+    if std::env::var_os(ROLE).is_some() {
+        starts_though_it_is_paused();
+    }
     common::run(tests![
         boot_02_a_malformed_bundle_ends_the_child,
         boot_02_a_bundle_of_another_version_ends_the_child,
         boot_02_a_refused_version_is_told_with_both,
         key_ipc_01_every_life_has_secrets_of_its_own,
+        key_ipc_03_a_bundle_is_read_once,
+        key_ipc_03_a_bundle_that_is_published_twice_ends_the_child,
         boot_03_a_worker_by_hand_is_ready_when_it_says_so,
         boot_04_who_never_calls_fails_the_start,
+        boot_04_who_is_busy_and_never_calls_fails_the_start,
+        stop_ipc_05_an_engine_that_is_paused_in_the_handshake_blames_nobody,
         boot_04_who_dies_before_it_calls_fails_the_start,
         boot_04_who_calls_from_elsewhere_fails_the_start,
         boot_04_who_calls_and_says_nothing_fails_the_start,
         boot_04_who_speaks_with_other_secrets_fails_the_start,
         boot_04_who_is_never_ready_fails_the_start_though_it_beats,
         boot_04_who_dies_with_its_connections_held_fails_the_start,
+        restart_01_a_successor_that_is_refused_tells_step_and_reason,
+        sec_ipc_09_an_engine_starts_under_a_flood,
         sec_ipc_09_a_second_call_is_a_stranger,
         sec_ipc_02_a_broken_message_ends_the_worker_and_is_told,
     ]);
@@ -60,10 +81,11 @@ fn be_born(birth: &BirthByHand, way: &str) -> ! {
         caller.call(birth.doorbell, credentials, birth.terms, far_ns(), |_| unreachable!("before READY"))
     };
     match way {
-        "other_version" => {
-            birth.refuse_version(BOOTSTRAP_VERSION + 1);
-            std::process::exit(82);
-        }
+        "other_version" => refuse(birth, Refusal::Version(BOOTSTRAP_VERSION + 1)),
+        "refuses_the_bundle" => refuse(birth, Refusal::Bundle),
+        "refuses_the_layout" => refuse(birth, Refusal::Layout),
+        "refuses_a_segment" => refuse(birth, Refusal::Segment),
+        "lacks_a_node" => refuse(birth, Refusal::NotRegistered(0)),
         "tells_its_secrets" => {
             let mut bytes = [0; CREDENTIALS_BYTES];
             birth.credentials().write(&mut bytes);
@@ -72,6 +94,22 @@ fn be_born(birth: &BirthByHand, way: &str) -> ! {
             birth.map(port);
         }
         "never_calls" => birth.map(port),
+        "pauses_its_engine" => {
+            birth.map(port);
+            let engine = rustix::process::getppid().expect("it has one").as_raw_nonzero().get();
+            common::pause(engine);
+            std::thread::sleep(Duration::from_secs(3));
+            kill(engine, Signal::CONT);
+            // Who is to be late is late by now.
+            std::thread::sleep(Duration::from_millis(300));
+            obey(call(caller, birth.credentials()).expect("answered"), birth, way);
+        }
+        "is_busy" => {
+            birth.map(port);
+            loop {
+                std::hint::spin_loop();
+            }
+        }
         "exits" => {
             birth.map(port);
             std::process::exit(7);
@@ -96,6 +134,22 @@ fn be_born(birth: &BirthByHand, way: &str) -> ! {
             let other = handbell::testing::doorbell::Credentials::take(&mut [9; CREDENTIALS_BYTES]);
             assert!(call(caller, other).is_err());
         }
+        "reads_twice" => {
+            assert!(birth.has_nothing_to_read() && BirthByHand::receive_if_worker().is_none());
+            birth.map(port);
+            // Nor when all has been said there.
+            assert!(birth.has_nothing_to_read() && BirthByHand::receive_if_worker().is_none());
+            obey(call(caller, birth.credentials()).expect("answered"), birth, way);
+        }
+        "under_a_flood" => {
+            let place = birth.doorbell;
+            let strangers: Vec<_> = (0..2).map(|_| std::thread::spawn(move || flood(place))).collect();
+            std::thread::sleep(Duration::from_secs(1));
+            birth.map(port);
+            let connection = call(caller, birth.credentials()).expect("answered");
+            strangers.into_iter().for_each(|strangers| strangers.join().expect("it ends"));
+            obey(connection, birth, way);
+        }
         "strangers_first" => {
             birth.map(port);
             (0..3).for_each(|_| hung_up_on(birth.doorbell));
@@ -107,6 +161,11 @@ fn be_born(birth: &BirthByHand, way: &str) -> ! {
         }
     }
     park()
+}
+
+fn refuse(birth: &BirthByHand, refusal: Refusal) -> ! {
+    birth.refuse(refusal);
+    std::process::exit(82);
 }
 
 fn park() -> ! {
@@ -125,6 +184,26 @@ fn hung_up(mut stranger: TcpStream) {
     assert!(matches!(&read, Ok(0)) || read.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset));
 }
 
+/// Five hundred strangers a second, silent or with garbage, until the door is closed; the latest hundred stay.
+fn flood(place: SocketAddr) {
+    let mut open = std::collections::VecDeque::new();
+    for number in 0.. {
+        match TcpStream::connect(place) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => return,
+            // It was hung up on before it was told that it is connected.
+            Err(_) => {}
+            Ok(mut stranger) => {
+                let _ = stranger.write(&[0x5A; 12_800][..[0, 1, 12_800][number % 3]]);
+                open.push_back(stranger);
+                if open.len() > 100 {
+                    open.pop_front();
+                }
+            }
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// Says READY, and does what it is told.
 fn obey(mut connection: Connection<WorkerSession>, birth: &BirthByHand, way: &str) -> ! {
     // A second call: nobody takes it any more, and a moment later there is no door.
@@ -139,7 +218,7 @@ fn obey(mut connection: Connection<WorkerSession>, birth: &BirthByHand, way: &st
         for held in [connection.as_fd(), birth.socket()] {
             rustix::io::fcntl_setfd(held, rustix::io::FdFlags::empty()).expect("it is open");
         }
-        let mut sleeper = std::process::Command::new("sleep");
+        let mut sleeper = Command::new("sleep");
         sleeper.arg("1000").spawn().expect("sleep starts");
         std::process::exit(6);
     }
@@ -239,6 +318,8 @@ fn boot_02_a_refused_version_is_told_with_both() {
     let error = refused("other_version");
     assert!(matches!(&error, StartError::Refused { group, .. } if group == "g"), "{error:?}");
     let (ours, theirs) = (BOOTSTRAP_VERSION, BOOTSTRAP_VERSION + 1);
+    let version = RefusedFor::Version { engine: ours, worker: theirs };
+    assert_eq!(error.refusal(), Some((StartStep::Mapped, version)));
     assert_eq!(
         error.to_string(),
         format!(
@@ -278,6 +359,18 @@ fn key_ipc_01_every_life_has_secrets_of_its_own() {
     assert_eq!((secrets.len(), sessions.len()), (5, 8), "no two are the same");
 }
 
+fn key_ipc_03_a_bundle_is_read_once() {
+    let engine = born("reads_twice").0.expect("what it finds is nothing, twice");
+    stop(&engine);
+}
+
+fn key_ipc_03_a_bundle_that_is_published_twice_ends_the_child() {
+    let ended = hand_over_twice("echo");
+    // The first was whole: its segments have been mapped.
+    assert_eq!((ended.answer.first(), ended.code), (Some(&2), Some(82)), "{ended:?}");
+    assert_eq!(ended.said, "worker cannot start: the engine did not seal the reply segment\n");
+}
+
 fn boot_03_a_worker_by_hand_is_ready_when_it_says_so() {
     let begin = Instant::now();
     let (started, notices) = born("is_long_in_building");
@@ -307,6 +400,24 @@ fn not_done(way: &str, rejects: u64) {
 
 fn boot_04_who_never_calls_fails_the_start() {
     not_done("never_calls", 1);
+}
+
+fn boot_04_who_is_busy_and_never_calls_fails_the_start() {
+    // It wants a processor, as one does that is kept from it; but it has had one.
+    not_done("is_busy", 1);
+}
+
+fn stop_ipc_05_an_engine_that_is_paused_in_the_handshake_blames_nobody() {
+    let mut engine = Command::new("/proc/self/exe");
+    engine.env(ROLE, "paused").env(common::TOKEN, common::token());
+    assert!(engine.status().expect("this program starts").success());
+}
+
+/// Not a test: an engine whose worker pauses it for three seconds before it calls.
+fn starts_though_it_is_paused() -> ! {
+    let engine = born("pauses_its_engine").0.expect("the pause was not its worker's fault");
+    assert_eq!(stop(&engine).workers[0].mode, StopMode::Graceful);
+    std::process::exit(0);
 }
 
 fn boot_04_who_calls_from_elsewhere_fails_the_start() {
@@ -348,9 +459,79 @@ fn boot_04_who_is_never_ready_fails_the_start_though_it_beats() {
     });
 }
 
+// ---- successors ----
+
+fn restart_01_a_successor_that_is_refused_tells_step_and_reason() {
+    use RefusedFor::{Bundle, Exit, Layout, NoAnswer, NotRegistered, Segment, Version};
+    let version = Version { engine: BOOTSTRAP_VERSION, worker: BOOTSTRAP_VERSION + 1 };
+    let lacks = NotRegistered(handbell::testing::node_by_number(0));
+    std::thread::scope(|scope| {
+        for (way, step, reason) in [
+            ("other_version", StartStep::Mapped, version),
+            ("refuses_the_bundle", StartStep::Mapped, Bundle),
+            ("refuses_the_layout", StartStep::Mapped, Layout),
+            ("refuses_a_segment", StartStep::Mapped, Segment),
+            ("lacks_a_node", StartStep::Mapped, lacks),
+            ("exits", StartStep::Handshake, Exit(7)),
+            ("never_calls", StartStep::Handshake, NoAnswer),
+            ("says_nothing", StartStep::Handshake, NoAnswer),
+            ("other_secrets", StartStep::Handshake, NoAnswer),
+            ("leaves_a_child", StartStep::Ready, Exit(6)),
+        ] {
+            scope.spawn(move || succession_refused(way, step, reason));
+        }
+    });
+}
+
+/// The first life serves until it is killed; the second one is refused, and there is no third.
+fn succession_refused(way: &str, step: StartStep, reason: RefusedFor) {
+    let notices = Notices::default();
+    let at_once = Duration::from_millis(1);
+    let plan = Plan::new().group("g", ["echo"]).restart(Restart::on_failure(1).delay(at_once, at_once));
+    let builder = common::engine_over(plan.redispatch_unstarted()).env(WAY, format!("obeys then {way}"));
+    let builder = builder.on_worker_event(notices.listener());
+    let (engine, echo) = started(builder, "echo");
+    let born = worker_pid(&engine);
+    // A worker by hand answers nobody.
+    let waiting: Vec<_> = (0..3).map(|_| engine.request(echo).dispatch(b"").expect("it is taken")).collect();
+    kill(born, Signal::KILL);
+    let refused = Cause::StartRefused { step, reason };
+    for waiting in waiting {
+        let failed = failure(waiting.wait().unwrap_err(), Category::Transport);
+        assert_eq!((failed.group(), failed.cause(), failed.started()), ("g", refused, false), "{way}");
+    }
+    // Whoever comes later is told the same.
+    assert_eq!(transport(engine.call(echo, b"", far()).unwrap_err()), refused, "{way}");
+    common::until("the group is given up", || notices.has(&WorkerEvent::GivenUp));
+    use WorkerEvent::{Crashed, GivenUp, Ready, StartRefused, Started};
+    let told = notices.events_of(born);
+    assert_eq!(
+        told,
+        [Started, Ready, Crashed(Cause::Signal(9)), StartRefused { step, reason }, GivenUp],
+        "{way}"
+    );
+    let mut others = notices.all();
+    others.retain(|notice| notice.pid != born);
+    let of_the_second: Vec<_> = others.iter().map(|notice| notice.event.clone()).collect();
+    assert_eq!(of_the_second, [Started, WorkerEvent::Stopped { gracefully: false }], "{way}");
+    assert!(others[0].pid > 0 && others[0].pid == others[1].pid, "{way}: {others:?}");
+    stop(&engine);
+}
+
 /// How often each reason was that of a reject.
 fn rejects(engine: &Engine) -> Vec<(&'static str, u64)> {
     engine.doorbell_rejects().into_iter().filter(|(_, count)| *count > 0).collect()
+}
+
+fn sec_ipc_09_an_engine_starts_under_a_flood() {
+    let begin = Instant::now();
+    let (started, notices) = born("under_a_flood");
+    let engine = started.expect("strangers hinder nobody");
+    println!("started after {:?}, of which a second was waited for {:?}", begin.elapsed(), rejects(&engine));
+    let [("stranger", count)] = rejects(&engine)[..] else { panic!("{:?}", rejects(&engine)) };
+    assert!(count >= 20, "{count}");
+    assert_eq!(stop(&engine).workers[0].mode, StopMode::Graceful);
+    assert_eq!(notices.events().len(), 4);
 }
 
 fn sec_ipc_09_a_second_call_is_a_stranger() {

@@ -423,8 +423,9 @@ fn handoff_e_03_a_first_failure_is_not_masked_by_the_stop() {
 }
 
 fn a_dead_workers_last_lines_are_shown_on_request() {
-    // A listener that panics changes nothing.
-    let builder = engine(&["print", "abort"]).on_output(|_| {}).on_failure(|_| panic!("wanted"));
+    // A listener that panics changes nothing, nor does a sink.
+    let builder = engine(&["print", "abort"]).on_failure(|_| panic!("wanted"));
+    let builder = builder.on_output(|_| std::panic::resume_unwind(Box::new("wanted")));
     let (engine, print) = started(builder, "print");
     for line in 0..40 {
         engine.call(print, format!("{line}").as_bytes(), far()).unwrap();
@@ -440,38 +441,8 @@ fn a_dead_workers_last_lines_are_shown_on_request() {
     stop(&engine);
 }
 
-/// Keeps what is told to `handbell`.
-struct Recorder(Arc<Mutex<Vec<String>>>);
-
-struct Fields(String);
-
-impl tracing::field::Visit for Fields {
-    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-        self.0 += &format!("{field}={value:?} ");
-    }
-}
-
-impl tracing::Subscriber for Recorder {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.target() == "handbell"
-    }
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-    fn event(&self, event: &tracing::Event<'_>) {
-        let mut fields = Fields(String::new());
-        event.record(&mut fields);
-        self.0.lock().unwrap().push(fields.0);
-    }
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 fn failures_and_workers_are_told_to_tracing() {
-    let told = Arc::new(Mutex::new(Vec::new()));
-    tracing::subscriber::set_global_default(Recorder(Arc::clone(&told))).expect("the only one");
+    let told = common::traced::record();
     let (engine, fail) = started(engine(&["fail"]), "fail");
     engine.call(fail, b"canary-4111", far()).unwrap_err();
     stop(&engine);

@@ -10,9 +10,10 @@ use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use handbell::testing::doorbell::{SECRET_BYTES, random};
-use handbell::{EngineBuilder, NodeId, Plan};
+use handbell::{EngineBuilder, NodeId, Plan, Restart};
 
 mod common;
 use common::{Notices, TOKEN, engine, far, ms, started, stop, token, until, worker_pid};
@@ -166,7 +167,10 @@ fn face_of(pid: i32) -> String {
 
 fn tasks(pid: i32) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    tasks.map(|task| fs::read_to_string(task.path().join("comm")).unwrap_or_default()).collect()
+    let names = tasks.map(|task| fs::read_to_string(task.path().join("comm")).unwrap_or_default());
+    // What its descriptors are called.
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    names.chain(open.map(|open| format!("{:?}\n", fs::read_link(open.path())))).collect()
 }
 
 fn files_in(folder: &Path) -> BTreeSet<PathBuf> {
@@ -180,7 +184,7 @@ fn shown(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 fn sec_ipc_08_no_secret_is_shown_anywhere() {
-    let canary = Masked::new();
+    let (canary, traced) = (Masked::new(), common::traced::record());
     let folders = [std::env::temp_dir(), "/dev/shm".into(), std::env::current_dir().expect("there is one")];
     let files = folders.each_ref().map(|folder| files_in(folder));
     let printed = Arc::new(Mutex::new(String::new()));
@@ -200,7 +204,7 @@ fn sec_ipc_08_no_secret_is_shown_anywhere() {
     all += &shown(&builder(&["echo"], true).start().unwrap_err());
     all += &shown(&builder(&["unbuildable"], false).start().unwrap_err());
     all += &shown(&builder(&["exit_in_factory"], false).start().unwrap_err());
-    let late = builder(&["stuck_in_factory"], false).start_timeout(std::time::Duration::from_millis(300));
+    let late = builder(&["stuck_in_factory"], false).start_timeout(Duration::from_millis(300));
     all += &shown(&late.start().unwrap_err());
     all += &shown(&builder(&["echo"], false).slots(3).start().unwrap_err());
     all += &shown(&builder(&["echo"], false).memory_limit(1).start().unwrap_err());
@@ -225,10 +229,24 @@ fn sec_ipc_08_no_secret_is_shown_anywhere() {
     all += &format!("{engine:#?} {} {:?}", engine.summary(), engine.doorbell_rejects());
     all += &format!("{:?} {:?} {:?}", engine.counters(), engine.audit(), engine.events());
     all += &format!("{:?}", stop(&engine));
+    // A successor that is refused, by a program that is gone.
+    let program = std::env::temp_dir().join(format!("{}-program", token()));
+    std::os::unix::fs::symlink(std::env::current_exe().unwrap(), &program).expect("a place for a program");
+    let restart = Restart::on_failure(1).delay(Duration::from_millis(1), Duration::from_millis(1));
+    let plan = Plan::new().group("g", ["echo"]).command([&program]).restart(restart);
+    let builder = common::app().engine(plan).env(TOKEN, token()).on_worker_event(notices.listener());
+    let (engine, echo) = started(with_secret(builder, &canary), "echo");
+    std::fs::remove_file(&program).expect("it was there");
+    common::kill(worker_pid(&engine), rustix::process::Signal::KILL);
+    until("it is given up", || notices.has(&handbell::WorkerEvent::GivenUp));
+    all += &shown(&engine.call(echo, b"", far()).unwrap_err());
+    stop(&engine);
     all += &format!("{:?}", notices.all());
     all += &printed.lock().unwrap();
+    all += &traced.lock().unwrap().join("\n");
     assert!(all.contains("development") || all.contains("DEVELOPMENT"), "it does say so much");
-    assert!(all.contains("something") && all.contains("HANDBELL_WORKER"), "what is searched is there");
+    let words = ["something", "HANDBELL_WORKER", "StartRefused", "handoff_failure"];
+    assert!(words.iter().all(|word| all.contains(word)), "what is searched is there");
     assert!(!canary.is_shown_in(&all), "shown");
     // Other programs write there, too: only what is new is looked at.
     for (folder, before) in folders.iter().zip(files) {

@@ -2,8 +2,9 @@
 //! does not live, what is left of the dead one, and who may end the engine meanwhile. RESTART-01 and -02, STOP-IPC-03.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use handbell::{
@@ -13,8 +14,10 @@ use handbell::{
 use rustix::process::Signal;
 
 mod common;
+use common::held::hold_at_end;
 use common::{
-    Notices, Numbers, TOKEN, failure, far, kill, number_from, started, stop, token, transport, until,
+    Notices, Numbers, TOKEN, failure, far, kill, ms, number_from, patiently, pause, started, stop, token,
+    transport, until,
 };
 
 program![
@@ -26,14 +29,25 @@ program![
     restart_01_what_is_held_of_a_dead_worker_stays_until_it_is_let_go,
     hung_01_who_hangs_gets_a_successor,
     stop_ipc_03_who_hears_of_a_successors_birth_may_stop_the_engine,
+    stop_ipc_04_a_successor_that_gets_ready_during_a_stop_is_ended,
 ];
 
-/// `ordinal` replies its process and how many calls that has had; `onward` hands on, under its first byte as the key.
+/// `ordinal` replies its process and how many calls that has had; `onward` hands on, under its first byte as the key;
+/// `late` is not built before it may be.
 fn app() -> App {
-    common::app().node_with("ordinal", || Ok(Ordinal(0))).node("onward", |request, output| {
+    let app = common::app().node_with("ordinal", || Ok(Ordinal(0))).node("onward", |request, output| {
         let bytes = request.payload();
         Ok(output.key(bytes[0].into()).emit(bytes)?)
+    });
+    app.node_with("late", || {
+        until("it may be built", || !held_up().exists());
+        Ok(|_: &Request<'_>, output: &mut Output<'_>| Ok(output.reply(b"")?))
     })
+}
+
+/// While this file is there, no `late` node is built.
+fn held_up() -> PathBuf {
+    std::env::temp_dir().join(format!("{}-held-up", token()))
 }
 
 struct Ordinal(u32);
@@ -321,4 +335,49 @@ fn stop_ipc_03_who_hears_of_a_successors_birth_may_stop_the_engine() {
     });
     let refused = engine.call(kill_self, b"", far()).unwrap_err();
     assert_eq!(refused.to_string(), "the engine has been stopped");
+}
+
+fn stop_ipc_04_a_successor_that_gets_ready_during_a_stop_is_ended() {
+    patiently(200, |limit_ms| {
+        let (notices, told) = (Notices::default(), Arc::new(Mutex::new(Vec::new())));
+        let failures = Arc::clone(&told);
+        let plan = Plan::new().group("g", ["late"]).restart(soon(5)).redispatch_unstarted();
+        let builder = over(plan).on_worker_event(notices.listener());
+        let builder = builder.on_failure(move |failure| failures.lock().unwrap().push(failure.category()));
+        let (engine, late) = started(builder, "late");
+        let born = engine.worker_pids()[0];
+        // A request that its worker never begins, and its successor neither: its deadline comes first.
+        std::fs::write(held_up(), []).expect("a file in the directory for temporary files");
+        pause(born);
+        let mut waiting = engine.request(late).deadline(ms(limit_ms)).dispatch(b"").ok()?;
+        kill(born, Signal::KILL);
+        let held = hold_at_end(&mut waiting);
+        let of_successor =
+            |event| notices.all().into_iter().find(|notice| notice.pid != born && notice.event == event);
+        let is_begun = of_successor(WorkerEvent::Started).is_some();
+        std::fs::remove_file(held_up()).expect("it was there");
+        let Some(held) = held.filter(|_| is_begun) else {
+            // On a slow machine the deadline comes before the successor.
+            stop(&engine);
+            return None;
+        };
+        // The engine's thread stands still: nobody takes the successor on.
+        until("the successor is ready", || of_successor(WorkerEvent::Ready).is_some());
+        let report = std::thread::scope(|scope| {
+            let stops = scope.spawn(|| engine.stop(Drain::within(Duration::ZERO)));
+            until("all workers have been told", || handbell::testing::is_stopping_workers(&engine));
+            drop(held);
+            stops.join().unwrap()
+        });
+        let successor = of_successor(WorkerEvent::Ready).unwrap().pid;
+        let stopped = WorkerEvent::Stopped { gracefully: false };
+        assert_eq!(notices.events_of(successor), [WorkerEvent::Started, WorkerEvent::Ready, stopped]);
+        let [worker] = &report.workers[..] else { panic!("{report:?}") };
+        assert_eq!((worker.pid, worker.mode, worker.cause), (successor, StopMode::Forced, Cause::Signal(9)));
+        assert_eq!(failure(waiting.wait().unwrap_err(), Category::Timeout).group(), "g");
+        // It overran nothing: nobody had told it to end.
+        assert_eq!(*told.lock().unwrap(), [Category::Timeout]);
+        common::balanced(&engine);
+        Some(())
+    });
 }

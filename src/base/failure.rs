@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::limits::ERROR_TEXT_BYTES;
+use super::refusal::{RefusedFor, StartStep};
 
 /// The stable category of a failure.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -156,6 +157,13 @@ pub enum Cause {
     OutOfMemory,
     /// The engine ended the worker.
     Killed(KilledFor),
+    /// The worker had died before, and its last successor could not be started.
+    StartRefused {
+        /// How far its start came.
+        step: StartStep,
+        /// What was in the way.
+        reason: RefusedFor,
+    },
     /// The node or the executor refused the request.
     Execution {
         /// What kind of refusal.
@@ -178,7 +186,7 @@ impl Cause {
         match self {
             Self::Stopped | Self::Killed(KilledFor::StopOverrun) => 6,
             Self::Killed(KilledFor::Corruption(_)) => 5,
-            Self::Exit(_) | Self::Signal(_) | Self::OutOfMemory => 4,
+            Self::Exit(_) | Self::Signal(_) | Self::OutOfMemory | Self::StartRefused { .. } => 4,
             Self::Deadline | Self::Killed(KilledFor::Hung) => 3,
             Self::Killed(KilledFor::HeartbeatLost { .. }) => 2,
             Self::Killed(KilledFor::ConnectionLost) => 1,
@@ -252,7 +260,11 @@ impl Failure {
         match cause {
             Cause::Deadline => Category::Timeout,
             Cause::Stopped | Cause::Killed(KilledFor::StopOverrun) => Category::Shutdown,
-            Cause::Exit(_) | Cause::Signal(_) | Cause::OutOfMemory | Cause::Killed(_) => Category::Transport,
+            Cause::Exit(_)
+            | Cause::Signal(_)
+            | Cause::OutOfMemory
+            | Cause::Killed(_)
+            | Cause::StartRefused { .. } => Category::Transport,
             Cause::Execution { .. } => Category::Execution,
         }
     }

@@ -7,6 +7,7 @@ pub mod contain;
 pub mod failure;
 pub mod ids;
 pub mod limits;
+pub mod refusal;
 pub mod resource;
 pub mod sync;
 pub mod waiting;

@@ -84,6 +84,13 @@ impl Listener {
         self.announced = Some(Announced { peer, terms, until_ns: now_ns.saturating_add(HANDSHAKE_NS) });
     }
 
+    /// The worker has until then after all.
+    pub fn put_off(&mut self, until_ns: u64) {
+        if let Some(announced) = &mut self.announced {
+            announced.until_ns = until_ns;
+        }
+    }
+
     /// Does what can be done now: at most 64 strangers and one message. Call it whenever the descriptor is
     /// readable and at [`Listener::next_ns`], also before the worker is announced. Never blocks.
     ///

@@ -14,6 +14,8 @@ use super::stop::{Drain, Life, StopReport};
 use super::summary::Summary;
 use crate::base::clock::Deadline;
 use crate::base::ids::NodeId;
+#[cfg(feature = "testing")]
+use crate::base::sync::Ordering;
 use crate::doorbell::Reject;
 
 /// A name that no node of the plan has.
@@ -61,6 +63,12 @@ impl Engine {
     #[cfg(feature = "testing")]
     pub(crate) fn messages_heard(&self) -> u64 {
         self.shared().workers.lock().living.values().next().map_or(0, |worker| worker.messages_heard())
+    }
+
+    /// Whether the workers have been told to end.
+    #[cfg(feature = "testing")]
+    pub(crate) fn is_stopping_workers(&self) -> bool {
+        self.shared().stopping_workers.load(Ordering::SeqCst)
     }
 
     /// The node of this name. Resolve it once and keep it.

@@ -79,6 +79,8 @@ pub(super) struct Link {
     pub forwards: Arc<Forwards>,
     /// 1 while the worker, should it die, or if it has, gets a successor.
     has_successor: AtomicU32,
+    /// Why it gets none after all, as a word.
+    given_up_for: AtomicU64,
 }
 
 impl Link {
@@ -99,6 +101,7 @@ impl Link {
             asleep: AtomicU32::new(0),
             forwards,
             has_successor: AtomicU32::new(u32::from(has_successor)),
+            given_up_for: AtomicU64::new(NO_CAUSE),
         }
     }
 
@@ -120,9 +123,17 @@ impl Link {
         self.has_successor.load(Ordering::Acquire) == 0
     }
 
-    /// There will be no successor. Wake everybody after this.
-    pub fn give_up(&self) {
+    /// There will be no successor; why, if it is not the death itself. Wake everybody after this.
+    pub fn give_up(&self, cause: Option<Cause>) {
+        // Before what shows that it is lost: whoever sees that sees why.
+        self.given_up_for.store(cause.map_or(NO_CAUSE, cause_to_word), Ordering::Relaxed);
         self.has_successor.store(0, Ordering::Release);
+    }
+
+    /// Why nothing can come of a request to a lane that is lost.
+    pub fn cause_of_loss(&self) -> Option<Cause> {
+        let given_up_for = Some(self.given_up_for.load(Ordering::Acquire)).filter(|word| *word != NO_CAUSE);
+        given_up_for.map(cause_from_word).or_else(|| self.cause())
     }
 
     /// Declares the lane dead. The first cause stays.

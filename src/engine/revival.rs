@@ -9,11 +9,12 @@ use std::time::Duration;
 use super::shared::Shared;
 use crate::auth::Secret;
 use crate::base::ids::GroupId;
+use crate::base::refusal::StartStep;
 use crate::os::owner::Owner;
 use crate::os::poll::EventFd;
 use crate::plan::loopback::Loopback;
 use crate::plan::placement::Placement;
-use crate::supervisor::{self, Capture, OutputSink, StartError, StartStep, Started, WorkerSpec};
+use crate::supervisor::{self, Capture, OutputSink, StartError, Started, WorkerSpec};
 use crate::wire::geometry::Geometry;
 
 /// What the starts of all workers have in common.

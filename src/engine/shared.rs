@@ -447,7 +447,7 @@ impl Shared {
 
     /// Why a lane is dead, for a request that was not sent.
     pub fn cause_of(&self, link: &Link) -> Cause {
-        link.cause().unwrap_or(Cause::Exit(0))
+        link.cause_of_loss().unwrap_or(Cause::Exit(0))
     }
 }
 

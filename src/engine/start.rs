@@ -20,6 +20,7 @@ use super::summary::Summary;
 use super::thread::EngineThread;
 use crate::base::ids::GroupId;
 use crate::base::limits::INLINE_REPLY_BYTES;
+use crate::base::refusal::StartStep;
 use crate::node::BuildError;
 use crate::node::executor::Executor;
 use crate::node::registry::{Registry, Unbuilt};
@@ -33,7 +34,7 @@ use crate::plan::placement::Placement;
 use crate::plan::restart::Restart;
 use crate::plan::settings::Profile;
 use crate::supervisor::{
-    self, Capture, Patience, StartError, StartStep, Started, Worker, WorkerEvent, WorkerNotice, WorkerSpec,
+    self, Capture, Patience, StartError, Started, Worker, WorkerEvent, WorkerNotice, WorkerSpec,
 };
 use crate::wire::geometry::Geometry;
 

@@ -11,8 +11,9 @@ use std::sync::{Arc, PoisonError};
 use super::shared::Shared;
 use super::ward::Ward;
 use crate::os::clock;
+use crate::os::limits::OomKills;
 use crate::os::poll::Poller;
-use crate::supervisor::{Patience, Worker};
+use crate::supervisor::{Patience, Toll, Worker};
 
 /// How often what nobody waits for is looked after.
 const TICK_NS: u64 = 10_000_000;
@@ -21,6 +22,9 @@ const QUIET_TICKS: u32 = 50;
 /// Batches read from each lane before the workers are looked at again: one that never stops talking keeps
 /// nobody from being heard, nor a death from being settled.
 const TURNS: u32 = 64;
+/// How often the kernel's count of kills for want of memory is looked at, while there is a worker to look after.
+/// Reading a file of the kernel's that nobody else reads costs more than all else that an idle engine does in a look.
+const TOLL_NS: u64 = 2_000_000_000;
 const BELL: u64 = 0;
 /// Tokens of a worker: its pidfd, its socket, its doorbell, in this order.
 const FIRST_PIDFD: u64 = 1;
@@ -38,6 +42,10 @@ pub(super) struct EngineThread {
     armed_ns: u64,
     /// How often room had come free when those were woken who wait for it.
     room_seen: u64,
+    /// Whom the kernel may have killed for want of memory, and when that was last asked.
+    kills: OomKills,
+    toll: Toll,
+    toll_ns: u64,
 }
 
 impl EngineThread {
@@ -52,7 +60,20 @@ impl EngineThread {
             ward.watch(&poller, FIRST_PIDFD + TOKENS * wards.len() as u64)?;
             wards.push(ward);
         }
-        Ok(Self { shared, poller, wards, quiet_ticks: 0, has_more: false, armed_ns: 0, room_seen: 0 })
+        let kills = OomKills::find();
+        let toll = Toll::from(kills.count());
+        Ok(Self {
+            shared,
+            poller,
+            wards,
+            quiet_ticks: 0,
+            has_more: false,
+            armed_ns: 0,
+            room_seen: 0,
+            kills,
+            toll,
+            toll_ns: clock::monotonic_ns(),
+        })
     }
 
     /// Lives until the engine is stopped and its workers are reaped.
@@ -75,7 +96,10 @@ impl EngineThread {
                 };
                 let ward = &mut self.wards[(token / TOKENS) as usize];
                 match token % TOKENS {
-                    0 => ward.settle_death(&shared, &self.poller),
+                    0 => ward.settle_death(&shared, &self.poller, |now_ns| {
+                        self.toll.note(self.kills.count(), now_ns);
+                        self.toll.claim()
+                    }),
                     1 => ward.look_at_socket(&self.poller),
                     _ => ward.hear(&shared),
                 }
@@ -83,6 +107,10 @@ impl EngineThread {
             self.settle_revivals();
             let now_ns = clock::monotonic_ns();
             self.wards.iter_mut().for_each(|ward| ward.look(&shared, now_ns));
+            if now_ns >= self.toll_ns + TOLL_NS {
+                self.toll_ns = now_ns;
+                self.toll.note(self.kills.count(), now_ns);
+            }
             self.look_after();
             shared.wake_for_room(&mut self.room_seen, clock::monotonic_ns());
         }

@@ -12,11 +12,12 @@ use super::shared::Shared;
 use super::stop::{StopMode, WorkerStop};
 use crate::base::failure::{Cause, Failure, KilledFor};
 use crate::base::ids::{NodeId, Ticket};
+use crate::base::refusal::{RefusedFor, StartStep};
 use crate::doorbell::{Ended, Report};
 use crate::lane::{EngineEnd, Read};
 use crate::os::child::Exit;
+use crate::os::clock;
 use crate::os::poll::Poller;
-use crate::os::{clock, limits};
 use crate::plan::restart::{Lives, Restart};
 use crate::supervisor::{
     self, Capture, Finding, Liveness, Patience, StartError, Work, Worker, WorkerEvent, WorkerNotice,
@@ -44,6 +45,8 @@ pub(super) struct Ward {
     lane: u16,
     /// `None` while it is dead.
     worker: Option<Arc<Worker>>,
+    /// The process number of its latest life.
+    pid: i32,
     patience: Patience,
     liveness: Liveness,
     lives: Lives,
@@ -52,8 +55,6 @@ pub(super) struct Ward {
     former: Vec<u64>,
     /// Drains the output of a successor; the first life's is the engine's.
     capture: Option<Capture>,
-    /// The kernel's count of kills for want of memory when this life began, or the last one was told of.
-    oom_kills: Option<u64>,
     /// When a connection ended while the process lived.
     connection_ended_ns: Option<u64>,
     /// It has said, as it was asked to, that serving has ended: silence is what follows.
@@ -65,6 +66,7 @@ impl Ward {
     pub fn new(lane: u16, worker: Arc<Worker>, patience: Patience, restart: Restart) -> Self {
         Self {
             lane,
+            pid: worker.pid(),
             worker: Some(worker),
             patience,
             liveness: Liveness::new(patience, clock::monotonic_ns()),
@@ -72,7 +74,6 @@ impl Ward {
             succession: Succession::None,
             former: Vec::new(),
             capture: None,
-            oom_kills: limits::oom_kills(),
             connection_ended_ns: None,
             has_left: false,
         }
@@ -108,8 +109,8 @@ impl Ward {
     fn tell(&self, shared: &Shared, event: WorkerEvent) {
         let group = shared.link(self.lane).group;
         let process = self.lane - shared.routes[usize::from(group.0)].first;
-        let (group, pid) = (shared.group_name(group), self.worker.as_ref().map_or(0, |worker| worker.pid()));
-        let notice = WorkerNotice { group, process, pid, at_ns: clock::monotonic_ns(), event };
+        let (group, at_ns) = (shared.group_name(group), clock::monotonic_ns());
+        let notice = WorkerNotice { group, process, pid: self.pid, at_ns, event };
         supervisor::tell(shared.listener.as_ref(), &notice);
     }
 
@@ -205,23 +206,27 @@ impl Ward {
 
     /// The worker has ended: lane dead → reply ring read to its end → group killed → reaped → request ring closed
     /// → what is still open ends, or goes to the successor.
-    pub fn settle_death(&mut self, shared: &Shared, poller: &Poller) {
+    /// Whether a SIGKILL that nobody here sent was the kernel's, for want of memory, is asked of `was_oom`.
+    pub fn settle_death(&mut self, shared: &Shared, poller: &Poller, mut was_oom: impl FnMut(u64) -> bool) {
         let Some(worker) = self.worker.clone() else { return };
         let Some(exit) = worker.exit() else { return };
         let link = shared.link(self.lane);
-        // Only of what nobody here killed is the count read.
         let asked_to = shared.stopping_workers.load(Ordering::SeqCst);
-        let kills_before = self.oom_kills;
-        if link.cause().is_none() && !asked_to && exit == Exit::Signal(SIGKILL) {
-            self.oom_kills = limits::oom_kills();
-        }
-        let by_kernel = by_kernel(exit, self.oom_kills > kills_before);
         let now_ns = clock::monotonic_ns();
+        let by_kernel = match exit {
+            Exit::Code(code) => Cause::Exit(code),
+            // Only what nobody here killed can have been killed for that.
+            Exit::Signal(SIGKILL) if link.cause().is_none() && !asked_to && was_oom(now_ns) => {
+                Cause::OutOfMemory
+            }
+            Exit::Signal(signal) => Cause::Signal(signal),
+        };
         let may_follow = !asked_to && !link.is_final();
         let due_ns = may_follow.then(|| self.lives.after_death(now_ns)).flatten();
         if due_ns.is_none() {
-            link.give_up();
+            link.give_up(None);
         }
+        let was_born_in_vain = link.cause() == Some(Cause::Stopped);
         link.die(if asked_to { Cause::Stopped } else { by_kernel });
         read_to_the_end(shared, link);
         // Its last words may lie on the doorbell still.
@@ -237,7 +242,7 @@ impl Ward {
         }
         end_what_is_open(shared, link, due_ns.is_some(), cause, now_ns);
         let gracefully = asked_to && exit == Exit::Code(0);
-        if asked_to && !gracefully {
+        if asked_to && !gracefully && !was_born_in_vain {
             let overrun = Cause::Killed(KilledFor::StopOverrun);
             let was_executing = link.end.executing().is_some();
             shared.told(Failure::new(shared.group_name(link.group), overrun, was_executing, None));
@@ -296,25 +301,21 @@ impl Ward {
     ) {
         let now_ns = clock::monotonic_ns();
         self.succession = Succession::None;
-        let taken_on = result.ok().and_then(|revived| self.take_on(shared, revived, poller, token));
-        let Some((lane, worker)) = taken_on else {
-            let stopping = shared.stopping_workers.load(Ordering::SeqCst);
-            match self.lives.after_death(now_ns).filter(|_| !stopping) {
-                Some(due_ns) => self.succession = Succession::DueAt(due_ns),
-                None => self.give_up(shared, shared.cause_of(shared.link(self.lane))),
-            }
-            return;
+        let taken_on = result.and_then(|revived| self.take_on(shared, revived, poller, token));
+        let (lane, worker) = match taken_on {
+            Ok(taken_on) => taken_on,
+            Err(refused) => return self.settle_refusal(shared, &refused, now_ns),
         };
         let seat = shared.lanes[usize::from(self.lane)].seat().expect("the lane of a worker");
         let former = seat.link();
         seat.begin_life(lane, true);
         self.liveness = Liveness::new(self.patience, now_ns);
         self.has_left = false;
-        self.oom_kills = limits::oom_kills();
         shared.workers.lock().living.insert(self.lane, Arc::clone(&worker));
         if shared.stopping_workers.load(Ordering::SeqCst) {
             // It has served nothing, and whoever stops the workers may have found none and be gone.
-            worker.kill();
+            seat.link().die(Cause::Stopped);
+            return worker.kill();
         }
         self.tell(shared, WorkerEvent::Restarted);
         // Behind a full fence: who looked for room at the former life, or queued for this one, is found.
@@ -326,6 +327,21 @@ impl Ward {
         shared.room_came_free();
         self.former.push(former.source.incarnation);
         self.give_memory_back(shared);
+    }
+
+    /// A successor could not be started: there is another try, or none any more.
+    fn settle_refusal(&mut self, shared: &Shared, refused: &StartError, now_ns: u64) {
+        if shared.stopping_workers.load(Ordering::SeqCst) {
+            return self.give_up(shared, Cause::Stopped);
+        }
+        // What is refused before a start begins was refused to the first life.
+        let never_begun = (StartStep::Spawn, RefusedFor::System { errno: 0 });
+        let (step, reason) = refused.refusal().unwrap_or(never_begun);
+        self.tell(shared, WorkerEvent::StartRefused { step, reason });
+        match self.lives.after_death(now_ns) {
+            Some(due_ns) => self.succession = Succession::DueAt(due_ns),
+            None => self.give_up(shared, Cause::StartRefused { step, reason }),
+        }
     }
 
     /// Gives back what the lanes of former lives hold, but for those in which somebody holds a reply or a loan.
@@ -342,41 +358,34 @@ impl Ward {
         revived: Revived,
         poller: &Poller,
         token: u64,
-    ) -> Option<(EngineEnd, Arc<Worker>)> {
+    ) -> Result<(EngineEnd, Arc<Worker>), StartError> {
         let Revived { started, capture } = revived;
         let worker = self.worker.insert(Arc::new(started.worker));
         let worker = Arc::clone(worker);
-        if self.watch(poller, token).is_err() {
+        let dead = std::mem::replace(&mut self.pid, worker.pid());
+        if let Err(error) = self.watch(poller, token) {
             worker.end();
             self.tell(shared, WorkerEvent::Stopped { gracefully: false });
-            self.worker = None;
+            (self.worker, self.pid) = (None, dead);
             poller.remove(worker.pidfd());
             poller.remove(worker.socket());
-            return None;
+            let group = shared.group_name(shared.link(self.lane).group).to_string();
+            return Err(StartError::System { group, step: StartStep::Ready, error });
         }
         self.capture = Some(capture);
-        Some((started.lane, worker))
+        Ok((started.lane, worker))
     }
 
     /// There is to be no successor after all.
     fn give_up(&mut self, shared: &Shared, cause: Cause) {
         self.succession = Succession::None;
         let link = shared.link(self.lane);
-        link.give_up();
+        link.give_up(Some(cause));
         fence(Ordering::SeqCst);
         end_what_is_open(shared, link, false, cause, clock::monotonic_ns());
         if cause != Cause::Stopped {
             self.tell(shared, WorkerEvent::GivenUp);
         }
-    }
-}
-
-/// What the kernel says of an end; `more_kills` if it has killed somebody for want of memory meanwhile.
-fn by_kernel(exit: Exit, more_kills: bool) -> Cause {
-    match exit {
-        Exit::Code(code) => Cause::Exit(code),
-        Exit::Signal(SIGKILL) if more_kills => Cause::OutOfMemory,
-        Exit::Signal(signal) => Cause::Signal(signal),
     }
 }
 
@@ -405,7 +414,7 @@ fn take_back(shared: &Shared, link: &Link) {
         let ticket = Ticket(envelope.ticket);
         let Some(root) = shared.correlation.root_key(&envelope) else { continue };
         let Some(branch) = shared.correlation.take_up(root, ticket) else { continue };
-        if branch.is_asked_of(link.source) && branch.take_back() {
+        if branch.take_back(link.source) {
             let onward = Onward { source: envelope.source, target: NodeId(envelope.target), key: None };
             back.push(Forward { root, ticket, onward, payload });
         }
@@ -422,17 +431,4 @@ fn read_to_the_end(shared: &Shared, link: &Link) {
         link.die_of(rule);
     }
     shared.wake(wakes);
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_kill_for_want_of_memory_is_told_from_another() {
-        assert_eq!(by_kernel(Exit::Signal(SIGKILL), true), Cause::OutOfMemory);
-        assert_eq!(by_kernel(Exit::Signal(SIGKILL), false), Cause::Signal(9));
-        assert_eq!(by_kernel(Exit::Signal(11), true), Cause::Signal(11));
-        assert_eq!(by_kernel(Exit::Code(9), true), Cause::Exit(9));
-    }
 }

@@ -124,6 +124,19 @@ pub fn is_ending(pid: i32) -> bool {
     stat(pid, 6).and_then(|flags| flags.parse().ok()).is_some_and(|flags: u64| flags & EXITING != 0)
 }
 
+/// Whether the process would go on if it had a processor, or what it reads from a disk. False if that cannot be
+/// told.
+pub fn wants_processor(pid: i32) -> bool {
+    matches!(stat(pid, 0).as_deref(), Some("R" | "D"))
+}
+
+/// How long the main thread of the process has had a processor so far, in nanoseconds. `None` if that cannot be
+/// told.
+pub fn processor_ns(pid: i32) -> Option<u64> {
+    let schedstat = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).ok()?;
+    schedstat.split(' ').next()?.parse().ok()
+}
+
 /// One of the words that the kernel tells of a process, from its state on.
 fn stat(pid: i32, number: usize) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -364,7 +377,9 @@ mod tests {
         assert!(!is_ending(child.pid) && !is_stopped(child.pid));
         signal(child.pidfd.as_fd(), libc::SIGKILL).unwrap();
         assert!(readable_within(child.pidfd.as_fd(), Some(LATE_MS)).unwrap());
-        assert!(is_ending(child.pid) && !is_stopped(child.pid));
+        assert!(is_ending(child.pid) && !is_stopped(child.pid) && !wants_processor(child.pid));
+        // Where the kernel tells it at all.
+        assert!(processor_ns(child.pid).is_none_or(|ns| ns > 0));
         end_of(&child);
         assert!(!is_ending(child.pid), "it is gone");
     }

@@ -13,15 +13,16 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::error::{StartError, StartStep};
+use super::error::StartError;
 use super::event::{Listener as EventListener, WorkerEvent, WorkerNotice, tell};
 use super::launch::{Launch, refused};
 use super::output::{Capture, OutputSink, Speaker, Stream};
 use super::worker::Worker;
 use crate::auth::{CREDENTIALS_BYTES, Credentials, Life, Secret};
 use crate::base::failure::{Cause, KilledFor};
-use crate::base::ids::GroupId;
-use crate::base::limits::BUNDLE_BYTES;
+use crate::base::ids::{GroupId, NodeId};
+use crate::base::limits::{BUNDLE_BYTES, HANDSHAKE_NS};
+use crate::base::refusal::{RefusedFor, StartStep};
 use crate::base::waiting::Waiting;
 use crate::doorbell::{Connection, EngineSession, EngineTerms, Listener, Timing, Turn};
 use crate::lane::EngineEnd;
@@ -46,6 +47,10 @@ const NOT_THERE_MS: u32 = 200;
 const CANCEL_LOOK_MS: u32 = 100;
 /// How often a handshake looks whether the child still lives.
 const LOOK_MS: u32 = 20;
+/// Who looks this much later was not running itself.
+const STALL_NS: u64 = 1_000_000_000;
+/// Many times what a handshake takes. Whoever has had less of a processor was kept from it.
+const HANDSHAKE_WORK_NS: u64 = 100_000_000;
 
 /// What to start: one process of a group.
 pub(crate) struct WorkerSpec<'a> {
@@ -334,17 +339,34 @@ impl<'a> Unborn<'a> {
             layout_digest: layout_digest(),
             timing: Timing::default(),
         };
-        self.listener.announce(port, terms, clock::monotonic_ns());
+        let announced_ns = clock::monotonic_ns();
+        self.listener.announce(port, terms, announced_ns);
         let (request, reply) = self.segments.take().expect("sealed once");
         reply.close_for_writing().map_err(self.spec.segment(StartStep::Mapped))?;
         self.say(&Message::Sealed.encode(), &[])?;
         self.lane = Some(EngineEnd::new(request.into_view(), reply.into_view(), self.spec.geometry));
-        self.shake_hands()
+        self.shake_hands(announced_ns)
     }
 
-    fn shake_hands(&mut self) -> Result<(), StartError> {
+    fn shake_hands(&mut self, announced_ns: u64) -> Result<(), StartError> {
+        let pid = self.worker().pid();
+        let processor_ns = child::processor_ns(pid);
+        let mut looked_ns = announced_ns;
         loop {
-            let turn = self.listener.turn(clock::monotonic_ns());
+            let now_ns = clock::monotonic_ns();
+            // Its time is for what it does; in what the machine withholds from it or from us it can do nothing.
+            if now_ns.saturating_sub(looked_ns) > STALL_NS {
+                self.listener.put_off(now_ns + HANDSHAKE_NS);
+            } else if self.listener.next_ns().is_some_and(|until_ns| until_ns <= now_ns)
+                && child::wants_processor(pid)
+                && child::processor_ns(pid)
+                    .zip(processor_ns)
+                    .is_some_and(|(now, then)| now < then + HANDSHAKE_WORK_NS)
+            {
+                self.listener.put_off(now_ns + u64::from(LOOK_MS) * 1_000_000);
+            }
+            looked_ns = now_ns;
+            let turn = self.listener.turn(now_ns);
             match turn.map_err(self.spec.system(StartStep::Handshake))? {
                 Turn::Done(connection) => {
                     self.connection = Some(*connection);
@@ -353,7 +375,7 @@ impl<'a> Unborn<'a> {
                 Turn::Late => return Err(self.not_there(StartStep::Handshake)),
                 Turn::Waiting => {}
             }
-            // The listener closes by itself after two seconds.
+            // The listener closes by itself when the time is over.
             let until_ns = self.listener.next_ns().unwrap_or(0).min(self.until_ns);
             let left_ns = until_ns.saturating_sub(clock::monotonic_ns());
             let left_ms = u32::try_from(left_ns.div_ceil(1_000_000)).unwrap_or(u32::MAX);
@@ -462,12 +484,13 @@ impl<'a> Unborn<'a> {
                 Ok(Message::Refused(refusal)) => {
                     // It prints why and ends by itself.
                     let _ = readable_within(self.worker().pidfd(), Some(EXIT_GRACE_MS));
-                    Err(StartError::Refused { group, reason: self.reason(refusal) })
+                    let (reason, text) = (Self::reason(refusal), self.text(refusal));
+                    Err(StartError::Refused { group, step, reason, text })
                 }
                 message => {
-                    let unexpected = "it said something unexpected".into();
                     let message = message.ok().as_ref().and_then(expected);
-                    message.ok_or(StartError::Refused { group, reason: unexpected })
+                    let text = "it said something unexpected".into();
+                    message.ok_or(StartError::Refused { group, step, reason: RefusedFor::NoAnswer, text })
                 }
             },
             Ok(Received::End) => Err(StartError::Died { group, step, cause: self.cause() }),
@@ -490,8 +513,8 @@ impl<'a> Unborn<'a> {
             return self.late(step);
         }
         let rejects = self.listener.rejects().total();
-        let reason = format!("it did not do its part at step {} ({rejects} messages rejected)", step.name());
-        StartError::Refused { group, reason }
+        let text = format!("it did not do its part at step {} ({rejects} messages rejected)", step.name());
+        StartError::Refused { group, step, reason: RefusedFor::NoAnswer, text }
     }
 
     /// Waits for its death. One that has begun to end is given more time.
@@ -504,7 +527,18 @@ impl<'a> Unborn<'a> {
         true
     }
 
-    fn reason(&self, refusal: Refusal) -> String {
+    fn reason(refusal: Refusal) -> RefusedFor {
+        match refusal {
+            Refusal::Bundle => RefusedFor::Bundle,
+            Refusal::Version(worker) => RefusedFor::Version { engine: BOOTSTRAP_VERSION, worker },
+            Refusal::Layout => RefusedFor::Layout,
+            Refusal::Segment => RefusedFor::Segment,
+            Refusal::NotRegistered(node) => RefusedFor::NotRegistered(NodeId(node)),
+            Refusal::NotBuilt(node) => RefusedFor::NotBuilt(NodeId(node)),
+        }
+    }
+
+    fn text(&self, refusal: Refusal) -> String {
         let node =
             |number: u16| self.spec.placement.nodes.get(usize::from(number)).map_or("?", |node| &node.name);
         match refusal {

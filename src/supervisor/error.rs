@@ -6,38 +6,12 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::base::failure::Cause;
+use crate::base::refusal::{RefusedFor, StartStep};
 use crate::node::BuildError;
 use crate::plan::budget::BudgetError;
 use crate::plan::error::PlanError;
 use crate::plan::settings::SettingsError;
 use crate::shm::segment::SegmentError;
-
-/// Which step of a start failed.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum StartStep {
-    /// Starting the process.
-    Spawn,
-    /// Handing over bundle and descriptors.
-    Bundle,
-    /// Waiting until the worker had mapped its segments.
-    Mapped,
-    /// The handshake on the doorbell.
-    Handshake,
-    /// Waiting until the worker had built its nodes.
-    Ready,
-}
-
-impl StartStep {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Spawn => "spawn",
-            Self::Bundle => "bundle",
-            Self::Mapped => "mapped",
-            Self::Handshake => "handshake",
-            Self::Ready => "ready",
-        }
-    }
-}
 
 /// Why an engine does not start. Everything that was started has been ended again.
 #[derive(Debug, Error)]
@@ -96,12 +70,16 @@ pub enum StartError {
         error: io::Error,
     },
     /// The worker refused to begin.
-    #[error("start refused by the worker of group '{group}': {reason}")]
+    #[error("start refused by the worker of group '{group}': {text}")]
     Refused {
         /// The group.
         group: String,
-        /// What the worker objects to.
-        reason: String,
+        /// How far its start came.
+        step: StartStep,
+        /// What it objects to, as data.
+        reason: RefusedFor,
+        /// What it objects to, in words.
+        text: String,
     },
     /// The worker ended before it was ready.
     #[error("the worker of group '{group}' ended at step {}: {cause:?}", step.name())]
@@ -123,4 +101,29 @@ pub enum StartError {
         /// The setting; it is for all workers together.
         timeout: Duration,
     },
+}
+
+impl StartError {
+    /// At which step a worker's start failed, and why, as data; `None` of what is refused before it begins.
+    pub fn refusal(&self) -> Option<(StartStep, RefusedFor)> {
+        let of_system = |error: &io::Error| RefusedFor::System { errno: error.raw_os_error().unwrap_or(0) };
+        Some(match self {
+            Self::Segment { step, error: SegmentError::System { source, .. }, .. } => {
+                (*step, of_system(source))
+            }
+            Self::Segment { step, .. } => (*step, RefusedFor::Segment),
+            Self::Process { error, .. } => (StartStep::Spawn, of_system(error)),
+            Self::System { step, error, .. } => (*step, of_system(error)),
+            Self::Refused { step, reason, .. } => (*step, *reason),
+            Self::Died { step, cause: Cause::Exit(code), .. } => (*step, RefusedFor::Exit(*code)),
+            Self::Died { step, cause: Cause::Signal(signal), .. } => (*step, RefusedFor::Signal(*signal)),
+            Self::Died { step, .. } => (*step, RefusedFor::NoAnswer),
+            Self::Timeout { step, .. } => (*step, RefusedFor::Timeout),
+            Self::Settings(_)
+            | Self::Plan(_)
+            | Self::Budget(_)
+            | Self::InsideWorker
+            | Self::NotBuilt { .. } => return None,
+        })
+    }
 }

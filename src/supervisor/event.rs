@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::base::contain::contain;
 use crate::base::failure::Cause;
+use crate::base::refusal::{RefusedFor, StartStep};
 
 /// Something that happened to a worker.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -27,7 +28,16 @@ pub enum WorkerEvent {
     Crashed(Cause),
     /// Its successor serves; the notice bears the successor's process number.
     Restarted,
+    /// A successor could not be started. Another try follows, or [`WorkerEvent::GivenUp`]; the notice bears the
+    /// process number of the one that died.
+    StartRefused {
+        /// How far its start came.
+        step: StartStep,
+        /// What was in the way.
+        reason: RefusedFor,
+    },
     /// It has died more often than its group allows, or its successor could not be started: there is to be none.
+    /// The notice bears the process number of the one that died.
     GivenUp,
     /// It has been stopped; gracefully if it ended by itself, with everything done.
     Stopped {

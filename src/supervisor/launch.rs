@@ -8,8 +8,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use super::error::{StartError, StartStep};
+use super::error::StartError;
 use super::spawner::on_spawner;
+use crate::base::refusal::StartStep;
 use crate::os::child::{self, Spawn, Spawned};
 use crate::os::program;
 use crate::plan::placement::{PlacedGroup, ProcessSpec};

@@ -9,9 +9,10 @@ mod launch;
 mod liveness;
 mod output;
 mod spawner;
+mod toll;
 mod worker;
 
-pub use error::{StartError, StartStep};
+pub use error::StartError;
 pub use event::{WorkerEvent, WorkerNotice};
 pub use output::{OutputLine, OutputSink, Stream};
 
@@ -19,4 +20,5 @@ pub(crate) use birth::{Started, WorkerSpec, start};
 pub(crate) use event::{Listener, tell};
 pub(crate) use liveness::{Finding, Liveness, Patience, Work};
 pub(crate) use output::{Capture, Tail};
+pub(crate) use toll::Toll;
 pub(crate) use worker::Worker;

@@ -5,15 +5,19 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::doorbell::{CREDENTIALS_BYTES, Credentials, Life, WorkerTerms};
-use crate::os::child::{self, Exit, Spawn};
+use crate::base::ids::GroupId;
+use crate::base::waiting::Waiting;
+use crate::os::child::{self, Exit, Spawn, Spawned};
 use crate::os::life;
-use crate::os::poll::readable_within;
+use crate::os::poll::{EventFd, readable_within};
 use crate::os::socket::{self, Received, receive_within};
-use crate::wire::bootstrap::{BUNDLE_DESCRIPTORS, Message, Refusal};
-use crate::wire::segment::layout_digest;
+use crate::plan::settings::Settings;
+use crate::shm::segment::Created;
+use crate::wire::bootstrap::{BUNDLE_DESCRIPTORS, Bundle, BundleGroup, BundleNode, Message};
+use crate::wire::segment::{Side, layout_digest};
 use crate::worker::{self, ENGINE_WORD_MS, MARKER};
 
-pub use crate::wire::bootstrap::BOOTSTRAP_VERSION;
+pub use crate::wire::bootstrap::{BOOTSTRAP_VERSION, Refusal};
 
 /// A worker that has its bundle, and does nothing with it of its own accord.
 pub struct BirthByHand {
@@ -62,9 +66,14 @@ impl BirthByHand {
         assert!(matches!(sealed, Ok(Received::Message { .. })), "{sealed:?}");
     }
 
-    /// Says that it knows another version of the bundle.
-    pub fn refuse_version(&self, version: u16) {
-        self.say(&Message::Refused(Refusal::Version(version)));
+    /// Whether the bootstrap socket has nothing to read.
+    pub fn has_nothing_to_read(&self) -> bool {
+        !readable_within(self.socket.as_fd(), Some(0)).expect("it is open")
+    }
+
+    /// Says why it does not begin.
+    pub fn refuse(&self, refusal: Refusal) {
+        self.say(&Message::Refused(refusal));
     }
 
     fn say(&self, message: &Message) {
@@ -86,12 +95,50 @@ pub struct Refused {
 /// Starts this program as a worker and hands it these bytes with so many descriptors in place of a bundle. Waits
 /// for its end.
 pub fn hand_over(bytes: &[u8], descriptors: usize) -> Refused {
+    let (ours, worker) = started();
+    let null = std::fs::File::open("/dev/null").expect("it is everywhere");
+    socket::send(ours.as_fd(), bytes, &vec![null.as_fd(); descriptors]).expect("it waits for a bundle");
+    ended(&ours, worker)
+}
+
+/// Starts this program as a worker of a group that has this node, and hands it the whole of its bundle, twice. Waits for
+/// its end.
+pub fn hand_over_twice(node: &str) -> Refused {
+    let geometry = Settings { slots: 2, ..Settings::default() }.check().expect("they are in their ranges");
+    let [request, reply] = [Side::Request, Side::Reply]
+        .map(|side| Created::new(side, &geometry, 1).expect("there is memory for two small segments"));
+    let bell = EventFd::new().expect("a descriptor is left");
+    let group = GroupId(0);
+    let bundle = Bundle {
+        worker: 0,
+        incarnation: 1,
+        doorbell: ([127, 0, 0, 1], 1).into(),
+        stop_grace_ms: 1000,
+        layout_digest: layout_digest(),
+        geometry,
+        waiting: Waiting::Block,
+        pin: None,
+        group,
+        groups: vec![BundleGroup { name: "g".into(), keyed: false, local: false }],
+        nodes: vec![BundleNode { name: node.into(), group, edges: Vec::new() }],
+    };
+    let bytes = [Message::Bundle(Box::new(bundle)).encode(), vec![7; CREDENTIALS_BYTES]].concat();
+    let (ours, worker) = started();
+    for _ in 0..2 {
+        let fds = [request.fd(), reply.fd(), bell.as_fd()];
+        socket::send(ours.as_fd(), &bytes, &fds).expect("it waits for a bundle");
+    }
+    ended(&ours, worker)
+}
+
+fn started() -> (OwnedFd, Spawned) {
     let (ours, theirs) = socket::pair().expect("a descriptor is left");
     let (program, env) = (child::exec_path(), [(MARKER.into(), "1".into())]);
     let worker = child::spawn(Spawn { program, args: &[], env: &env, cwd: None, stdin: theirs });
-    let worker = worker.expect("this program starts");
-    let null = std::fs::File::open("/dev/null").expect("it is everywhere");
-    socket::send(ours.as_fd(), bytes, &vec![null.as_fd(); descriptors]).expect("it waits for a bundle");
+    (ours, worker.expect("this program starts"))
+}
+
+fn ended(ours: &OwnedFd, worker: Spawned) -> Refused {
     let mut said = String::new();
     std::fs::File::from(worker.stderr).read_to_string(&mut said).expect("it prints text");
     readable_within(worker.pidfd.as_fd(), None).expect("a process ends");

@@ -186,7 +186,7 @@ impl Machine {
     pub fn take_back(&self, peer: Peer, frame: &Envelope) -> bool {
         let Some(root) = self.correlation.root_key(frame) else { return false };
         let Some(branch) = self.correlation.take_up(root, Ticket(frame.ticket)) else { return false };
-        branch.is_asked_of(peer.source()) && branch.take_back()
+        branch.take_back(peer.source())
     }
 
     /// The owner leaves; true if the waiter has ended, and has been forgotten by that.

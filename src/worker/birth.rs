@@ -14,7 +14,7 @@ use super::serve::serve;
 use crate::auth::{CREDENTIALS_BYTES, Credentials, Life};
 use crate::base::failure::cut;
 use crate::base::ids::NodeId;
-use crate::base::limits::{BUNDLE_BYTES, HANDSHAKE_NS};
+use crate::base::limits::BUNDLE_BYTES;
 use crate::doorbell::{CallError, Caller, WorkerTerms};
 use crate::lane::WorkerEnd;
 use crate::node::executor::Executor;
@@ -22,7 +22,7 @@ use crate::node::registry::{Registry, Unbuilt};
 use crate::os::futex::Word;
 use crate::os::poll::EventFd;
 use crate::os::socket::{self, Received, receive_within};
-use crate::os::{clock, cpu, life};
+use crate::os::{cpu, life};
 use crate::plan::placement::{Edge, PlacedGroup, PlacedNode, Placement};
 use crate::shm::segment::{check_closed, open_received};
 use crate::wire::bootstrap::{BOOTSTRAP_VERSION, BUNDLE_DESCRIPTORS, Bundle, Malformed, Message, Refusal};
@@ -119,9 +119,9 @@ fn be_born(registry: &Registry, serve: impl FnOnce(WorkerEnd, Executor, &Line)) 
         pid: std::process::id(),
         layout_digest: layout_digest(),
     };
-    let until_ns = clock::monotonic_ns() + HANDSHAKE_NS;
+    // The engine ends the call when it has waited long enough, and one that is paused is not gone.
     let connection = caller
-        .call(bundle.doorbell, credentials, terms, until_ns, |_| {})
+        .call(bundle.doorbell, credentials, terms, u64::MAX, |_| {})
         .map_err(|error: CallError| (Unborn::Doorbell, error.to_string()))?;
     let stop = Arc::new(Word::new(0));
     let bell = EventFd::from_fd(bell_fd);

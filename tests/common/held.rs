@@ -3,7 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Wake, Waker};
 
-use handbell::{Engine, NodeId};
+use handbell::{Engine, NodeId, Pending};
 
 /// The engine's thread stands still until this is dropped.
 pub struct Held(Arc<Gate>);
@@ -28,14 +28,22 @@ impl Wake for Gate {
 /// `echo` is a node that answers at once. Nothing else may be in flight.
 pub fn hold(engine: &Engine, echo: NodeId) -> Held {
     loop {
-        let gate = Arc::new(Gate::default());
         let mut pending = engine.request(echo).dispatch(b"").expect("it is taken");
-        if pending.try_take_or_wake(&Waker::from(Arc::clone(&gate))).is_none() {
-            drop(gate.changed.wait_while(gate.state.lock().unwrap(), |(has_come, _)| !*has_come).unwrap());
+        if let Some(held) = hold_at_end(&mut pending) {
             assert!(pending.try_take().expect("it has ended").is_ok());
-            return Held(gate);
+            return held;
         }
     }
+}
+
+/// Waits until the engine's thread ends this request, and stands still in that; `None` if it has ended already.
+pub fn hold_at_end(pending: &mut Pending) -> Option<Held> {
+    let gate = Arc::new(Gate::default());
+    if pending.try_take_or_wake(&Waker::from(Arc::clone(&gate))).is_some() {
+        return None;
+    }
+    drop(gate.changed.wait_while(gate.state.lock().unwrap(), |(has_come, _)| !*has_come).unwrap());
+    Some(Held(gate))
 }
 
 impl Drop for Held {

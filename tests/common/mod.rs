@@ -9,6 +9,7 @@ pub mod nodes;
 pub mod ordered;
 pub mod played;
 pub mod scripted;
+pub mod traced;
 pub mod watch;
 
 use std::sync::{Arc, Mutex};

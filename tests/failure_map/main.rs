@@ -21,7 +21,9 @@ mod seen;
 use common::{Notices, balanced, failure, kill, ms, started, stop, until, worker_pid};
 use nodes::{RAW, acting, app, group, raw};
 use rows::{refusals, starts};
-use seen::{CAUSE_NAMES, CLASS_NAMES, KILLED_NAMES, RULE_NAMES, Row, cell, cut, doubled, three};
+use seen::{
+    CAUSE_NAMES, CLASS_NAMES, KILLED_NAMES, REFUSED_NAMES, RULE_NAMES, Row, cell, cut, doubled, three,
+};
 
 fn main() {
     if std::env::var_os(RAW).is_some() {
@@ -71,8 +73,10 @@ Made and checked by `tests/failure_map.rs`.
 
 const STARTS: &str = "
 A start that is refused has no request that could fail: `StartError` says at which step, and all that was started has
-been ended again. The command ends with 5. Refused bundles, handshakes and versions, of which the last names both, are
-seen in `tests/by_hand.rs`.
+been ended again. The command ends with 5. Where a dead worker's successor cannot be started, and there is no further
+try, what waits for it ends with the step and the reason as its cause, as do later requests. Refused bundles, layouts,
+segments, handshakes and versions, of which the last names both, are seen in `tests/by_hand.rs`, of first starts and of
+successors.
 
 | what happens | message |
 |---|---|
@@ -97,9 +101,12 @@ fn handoff_e_the_map_is_what_the_engine_does() {
     for row in &rows {
         let _ = writeln!(table, "{}", row.line());
     }
-    for name in [CAUSE_NAMES, KILLED_NAMES, RULE_NAMES, CLASS_NAMES].concat() {
-        // Those that are shown by what is inside; and what takes a memory control group of one's own to provoke.
-        let is_there = matches!(name, "Killed" | "Execution" | "Corruption" | "OutOfMemory")
+    for name in [CAUSE_NAMES, KILLED_NAMES, RULE_NAMES, CLASS_NAMES, REFUSED_NAMES].concat() {
+        // Those that are shown by what is inside; what takes a memory control group of one's own to provoke; and what
+        // takes a worker that is born by hand.
+        let is_elsewhere =
+            "Killed Execution Corruption OutOfMemory NoAnswer Bundle Version Layout Segment NotRegistered";
+        let is_there = is_elsewhere.split(' ').any(|elsewhere| elsewhere == name)
             || rows.iter().any(|row| row.cause.contains(name));
         assert!(is_there, "no row of the table has the cause {name}");
     }

@@ -1,10 +1,12 @@
 //! What the workers of these tests do, and engines over them.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use handbell::testing::{self, Envelope, RawRequest, RawWorker, flags, kind, status};
-use handbell::{App, EngineBuilder, NodeError, Output, Plan, Profile, Request, Rule};
+use handbell::{App, BuildError, EngineBuilder, NodeError, Output, Plan, Profile, Request, Rule};
+use rustix::process::{Signal, getpid, kill_process};
 
 use crate::common::{self, TOKEN, scripted, token};
 use crate::seen::RULES;
@@ -20,29 +22,38 @@ pub fn app() -> App {
         .node("idle", scripted::follow)
         .node("keyed", |_, _| Ok(()))
         .node_with("fragile", || {
-            let is_broken = broken().exists();
-            assert!(!is_broken, "wanted");
-            Ok(|_: &Request<'_>, output: &mut Output<'_>| Ok(output.reply(b"")?))
+            let way = std::env::var_os(BROKEN).and_then(|file| std::fs::read_to_string(file).ok());
+            match way.as_deref() {
+                None => Ok(|_: &Request<'_>, output: &mut Output<'_>| Ok(output.reply(b"")?)),
+                Some("exits") => std::process::exit(3),
+                Some("is killed") => loop {
+                    kill_process(getpid(), Signal::KILL).expect("signals itself");
+                },
+                Some("is never built") => loop {
+                    std::thread::park();
+                },
+                Some(_) => Err(BuildError::new("wanted")),
+            }
         })
 }
 
-/// While this file is there, no `fragile` node can be built.
-pub fn broken() -> PathBuf {
-    std::env::temp_dir().join(format!("{}-broken", token()))
-}
+/// Names a file to `fragile` nodes; while it is there, none can be built.
+pub const BROKEN: &str = "HANDBELL_TEST_BROKEN";
 
-pub struct Broken;
+/// A place in the directory for temporary files that is empty again when this is dropped.
+pub struct Place(pub PathBuf);
 
-impl Broken {
+impl Place {
     pub fn new() -> Self {
-        std::fs::write(broken(), []).expect("a file in the directory for temporary files");
-        Self
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        Self(std::env::temp_dir().join(format!("{}-place-{number}", token())))
     }
 }
 
-impl Drop for Broken {
+impl Drop for Place {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(broken());
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 

@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 use handbell::testing;
 use handbell::{
     CallError, Category, Cause, Counters, Deadline, Engine, EngineBuilder, ExecutionClass, KilledFor, NodeId,
-    Plan, Profile, Restart, Rule, StartError, StartStep, StopReport, WorkerEvent,
+    Plan, Profile, RefusedFor, Restart, Rule, StartError, StartStep, StopReport, WorkerEvent,
 };
 use rustix::process::Signal;
 
 use crate::common::scripted::Gate;
-use crate::common::{Notices, balanced, failure, far, is_alive, kill, ms, started, stop, until, worker_pid};
-use crate::nodes::{Broken, RAW, acting, group, over};
+use crate::common::{
+    Notices, balanced, failure, far, is_alive, kill, ms, pause, started, stop, until, worker_pid,
+};
+use crate::nodes::{BROKEN, Place, RAW, acting, group, over};
 use crate::seen::{RULES, Row, cell, counted, cut, doubled, three, worker_end};
 
 /// The worker ends, by itself or by the hand of somebody else.
@@ -137,29 +139,58 @@ fn stopped() -> [Row; 2] {
     [row, of_worker]
 }
 
-/// A dead worker's successor cannot be started.
-fn no_successor() -> Row {
+/// A dead worker's successor cannot be started, in this way.
+fn no_successor(seen: &'static str, way: &str, step: StartStep, reason: RefusedFor) -> Row {
     let restart = Restart::on_failure(2).delay(Duration::from_millis(1), Duration::from_millis(1));
-    let plan = Plan::new().group("g", ["fragile"]).restart(restart).redispatch_unstarted();
-    let notices = Notices::default();
-    let builder = over(plan).on_worker_event(notices.listener());
-    let (engine, fragile) = started(builder, "fragile");
-    let before = engine.counters();
-    let broken = Broken::new();
-    kill(worker_pid(&engine), Signal::STOP);
-    let waiting = engine.request(fragile).dispatch(b"").unwrap();
-    kill(worker_pid(&engine), Signal::KILL);
-    let cause = Cause::Signal(9);
-    let mut row = Row::new("a dead worker's successor cannot be started", cause);
-    row.before = cell(waiting.wait(), cause);
-    until("the group is given up", || notices.has(&WorkerEvent::GivenUp));
-    drop(broken);
-    row.started = "cannot be: it failed with the former life".into();
-    row.replied = "cannot be: it was delivered with the former life".into();
-    row.worker = worker_end(&stop(&engine));
-    row.counters = counted(&before, &engine);
-    row
+    let (program, broken) = (Place::new(), Place::new());
+    std::os::unix::fs::symlink(std::env::current_exe().unwrap(), &program.0).expect("a place for a program");
+    let plan = Plan::new().group("g", ["fragile"]).command([&program.0]).restart(restart);
+    for start_timeout in doubled(1000) {
+        let notices = Notices::default();
+        let builder = over(plan.clone().redispatch_unstarted()).env(BROKEN, &broken.0);
+        let builder = builder.start_timeout(start_timeout).on_worker_event(notices.listener());
+        let Ok(engine) = builder.start() else { continue };
+        let fragile = engine.node("fragile").unwrap();
+        let (before, born) = (engine.counters(), worker_pid(&engine));
+        match way {
+            "is gone" => std::fs::remove_file(&program.0).unwrap(),
+            _ => std::fs::write(&broken.0, way).unwrap(),
+        }
+        pause(born);
+        let waiting = engine.request(fragile).dispatch(b"").unwrap();
+        kill(born, Signal::KILL);
+        let waiting = waiting.wait();
+        until("the group is given up", || notices.has(&WorkerEvent::GivenUp));
+        // Of two tries each.
+        let refused = WorkerEvent::StartRefused { step, reason };
+        let mut told = notices.events_of(born);
+        // It stands still for a moment before it dies.
+        told.retain(|event| !matches!(event, WorkerEvent::Suspect | WorkerEvent::StoppedBySignal));
+        if told.iter().filter(|event| **event == refused).count() < 2 && way == "is never built" {
+            // Where the machine stood still, it got to an earlier step only.
+            stop(&engine);
+            std::fs::remove_file(&broken.0).unwrap();
+            continue;
+        }
+        use WorkerEvent::{Crashed, GivenUp, Ready, Started};
+        let crashed = Crashed(Cause::Signal(9));
+        assert_eq!(told, [Started, Ready, crashed, refused.clone(), refused, GivenUp], "{seen}");
+        let cause = Cause::StartRefused { step, reason };
+        let mut row = Row::new(seen, cause);
+        row.before = cell(waiting, cause);
+        let refused = cell(engine.call(fragile, b"", far()), cause);
+        assert_eq!(refused, "`transport`, not started", "whoever comes later is told the same");
+        row.started = "cannot be: it failed with the former life".into();
+        row.replied = "cannot be: it was delivered with the former life".into();
+        row.worker = worker_end(&stop(&engine));
+        row.counters = counted(&before, &engine);
+        return row;
+    }
+    unreachable!("one of them is long enough")
 }
+
+/// There is no such file.
+const NO_ENTRY: RefusedFor = RefusedFor::System { errno: 2 };
 
 /// What the node, the executor or the table refuses; the same in both profiles.
 fn refused(profile: Profile, seen: &'static str, class: ExecutionClass, words: &str) -> Row {
@@ -297,10 +328,37 @@ pub fn all() -> Vec<Row> {
                 b"",
                 signal(9),
             ),
-            no_successor(),
         ];
         (slow.map(|row| row.join().expect("the row is as it must be")), rows)
     });
+    let not_built = RefusedFor::NotBuilt(testing::node_by_number(0));
+    rows.extend([
+        no_successor(
+            "a worker has died, and its successor's program is gone",
+            "is gone",
+            StartStep::Spawn,
+            NO_ENTRY,
+        ),
+        no_successor("its successor's node cannot be built", "", StartStep::Ready, not_built),
+        no_successor(
+            "its successor exits before it is ready",
+            "exits",
+            StartStep::Ready,
+            RefusedFor::Exit(3),
+        ),
+        no_successor(
+            "its successor is killed before that",
+            "is killed",
+            StartStep::Ready,
+            RefusedFor::Signal(9),
+        ),
+        no_successor(
+            "its successor is not ready in time",
+            "is never built",
+            StartStep::Ready,
+            RefusedFor::Timeout,
+        ),
+    ]);
     rows.extend(RULES.into_iter().enumerate().map(|(number, rule)| corruption(number, rule)));
     rows.extend(slow);
     rows.push(leaves(

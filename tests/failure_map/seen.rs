@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use handbell::testing;
 use handbell::{
     CallError, Category, Cause, Counters, Deadline, Drain, Engine, EngineBuilder, ExecutionClass, KilledFor,
-    NodeId, Pending, Reply, Rule, StopReport,
+    NodeId, Pending, RefusedFor, Reply, Rule, StopReport,
 };
 
 use crate::common::held::{Held, hold};
@@ -23,7 +23,13 @@ macro_rules! variants {
     };
 }
 
-variants!(CAUSE_NAMES cause_name Cause: Deadline, Exit, Signal, OutOfMemory, Killed, Execution, Stopped);
+variants!(
+    CAUSE_NAMES cause_name Cause: Deadline, Exit, Signal, OutOfMemory, Killed, Execution, StartRefused, Stopped
+);
+variants!(
+    REFUSED_NAMES refused_name RefusedFor: System, Exit, Signal, Timeout, NoAnswer, Bundle, Version, Layout, Segment,
+    NotRegistered, NotBuilt
+);
 variants!(KILLED_NAMES killed_name KilledFor: Corruption, ConnectionLost, HeartbeatLost, Hung, StopOverrun);
 variants!(
     RULE_NAMES rule_name Rule: CommitWord, Kind, Status, Flags, PayloadLength, PayloadPlace, BlockHeld, Ticket,
@@ -54,6 +60,9 @@ pub fn shown(cause: Cause) -> String {
         Cause::Killed(KilledFor::Corruption(rule)) => format!("Killed(Corruption({}))", rule_name(&rule)),
         Cause::Killed(reason) => format!("Killed({})", killed_name(&reason)),
         Cause::Execution { class, code } => format!("{}, code {code}", class_name(&class)),
+        Cause::StartRefused { step, reason } => {
+            format!("StartRefused({}, {})", step.name(), refused_name(&reason))
+        }
         Cause::Exit(number) | Cause::Signal(number) => format!("{}({number})", cause_name(&cause)),
         Cause::Deadline | Cause::OutOfMemory | Cause::Stopped => cause_name(&cause).to_owned(),
     }
@@ -100,7 +109,11 @@ pub fn category_of(cause: Cause) -> Category {
     match cause {
         Cause::Deadline => Category::Timeout,
         Cause::Stopped | Cause::Killed(KilledFor::StopOverrun) => Category::Shutdown,
-        Cause::Exit(_) | Cause::Signal(_) | Cause::OutOfMemory | Cause::Killed(_) => Category::Transport,
+        Cause::Exit(_)
+        | Cause::Signal(_)
+        | Cause::OutOfMemory
+        | Cause::Killed(_)
+        | Cause::StartRefused { .. } => Category::Transport,
         Cause::Execution { .. } => Category::Execution,
     }
 }

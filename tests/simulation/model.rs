@@ -239,6 +239,7 @@ impl Model {
         if is_owed {
             let hop = &mut self.hops[hop];
             (hop.is_rerun, hop.to_skip, hop.position) = (true, hop.outputs, None);
+            self.counters[usize::from(peer.lane)].taken_back += 1;
         }
         is_owed
     }

@@ -28,6 +28,8 @@ use crate::summary::{SideSummary, Summary};
 const KEPT_LINES: usize = 256;
 const KEPT_LINE_BYTES: usize = 4096;
 const ALONE: usize = 1000;
+/// In parts that come apart, each takes its time.
+const ALONE_IN_PARTS: usize = 100;
 
 /// How to run the demonstration.
 #[derive(Args, Debug)]
@@ -58,6 +60,11 @@ pub struct DemoArgs {
     /// Whether a worker that dies gets a successor; the policy keeps its state in one, and never does
     #[arg(long, value_name = "WHEN", default_value = "never")]
     restart: RestartArg,
+    /// Hand each line from the parser to the policy in three parts, the last one N milliseconds behind the others
+    ///
+    /// So that a worker can be killed between its outputs: with a successor, those that have gone on are not repeated.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=i64::from(Options::MOST_SPLIT_MS)))]
+    split_ms: Option<u8>,
     /// How engine and workers wait for each other
     #[arg(long, default_value = "adaptive")]
     waiting: WaitingArg,
@@ -129,8 +136,8 @@ impl From<WaitingArg> for Waiting {
 }
 
 fn id_bound(text: &str) -> Result<u64, String> {
-    let bound = text.parse().ok().filter(|bound| u64::is_power_of_two(*bound));
-    bound.ok_or_else(|| "must be a power of two".to_owned())
+    let bound = text.parse().ok().filter(|bound| u64::is_power_of_two(*bound) && *bound <= Options::MOST_IDS);
+    bound.ok_or_else(|| format!("must be a power of two, at most {}", Options::MOST_IDS))
 }
 
 impl DemoArgs {
@@ -151,7 +158,7 @@ impl DemoArgs {
             RulesArg::Baseline => Rules::Baseline,
             RulesArg::Experiment => Rules::Experiment,
         };
-        Options { rules, reasons: self.reasons, max_ids: self.max_ids }
+        Options { rules, reasons: self.reasons, max_ids: self.max_ids, split_ms: self.split_ms }
     }
 
     /// The profile whose decisions are written stands first.
@@ -230,7 +237,8 @@ fn decide(demo: Demo<'_>, sides: &[Side]) -> Result<(Streamed, Vec<SideSummary>)
     let streamed = demo.stream()?;
     let measure = |(side, stream): (&Side, &Latency)| -> Result<_, Problem> {
         let ledger = side.ledger();
-        let alone = side.alone(&streamed.kept, ALONE)?;
+        let in_parts = side.manner().options.split_ms.is_some();
+        let alone = side.alone(&streamed.kept, if in_parts { ALONE_IN_PARTS } else { ALONE })?;
         Ok(SideSummary::new(side, ledger, stream, &alone))
     };
     let summaries = sides.iter().zip(&streamed.latencies).map(measure).collect::<Result<_, _>>()?;

@@ -101,7 +101,7 @@ impl Side {
         let restarts = Arc::new(Mutex::new(Restarts::new()));
         let counted = Arc::clone(&restarts);
         let engine = app
-            .engine(nodes::plan(manner.ingress, manner.restarts))
+            .engine(nodes::plan(manner.ingress, manner.restarts, manner.options.split_ms.is_some()))
             .on_worker_event(move |notice| {
                 if notice.event == WorkerEvent::Restarted {
                     // Nothing under this lock panics.

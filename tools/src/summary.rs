@@ -3,7 +3,7 @@
 use std::fmt::{Display, Write};
 use std::time::Duration;
 
-use handbell::{GroupSummary, StopMode, Waiting, WorkerStop};
+use handbell::{Counters, GroupSummary, StopMode, Waiting, WorkerStop};
 use serde_json::{Map, Value, json};
 
 use crate::demo::Tally;
@@ -129,6 +129,7 @@ impl Summary {
             "input": self.input,
             "output": self.output,
             "ingress_processes": self.manner.ingress,
+            "split_ms": self.manner.options.split_ms,
             "restart": if self.manner.restarts { "on_failure" } else { "never" },
             "waiting": self.waiting(),
             "window": self.manner.window,
@@ -170,6 +171,9 @@ impl Summary {
                 row("", &side.group(group));
             }
             row("", &side.hops());
+            if !side.restarts.is_empty() {
+                row("", &side.reruns());
+            }
         }
         let too_long = match tally.too_long {
             0 => String::new(),
@@ -287,6 +291,17 @@ impl SideSummary {
         )
     }
 
+    /// What the successors of dead workers were given.
+    fn reruns(&self) -> String {
+        let Counters { taken_back, replayed_output_drop, .. } = self.ledger.counters;
+        format!(
+            "{:<9}{} given to successors, {} outputs that had gone on before not repeated",
+            "reruns",
+            grouped(taken_back),
+            grouped(replayed_output_drop)
+        )
+    }
+
     fn json(&self) -> Value {
         let counters: Map<String, Value> =
             self.ledger.counters.rows().map(|(name, count)| (name.to_owned(), count.into())).collect();
@@ -350,7 +365,7 @@ mod tests {
     fn summary(tally: Tally) -> Summary {
         Summary {
             manner: Manner {
-                options: Options { rules: Rules::Baseline, reasons: false, max_ids: None },
+                options: Options { rules: Rules::Baseline, reasons: false, max_ids: None, split_ms: None },
                 ingress: 1,
                 restarts: false,
                 window: 1,

@@ -72,6 +72,8 @@ counters! {
     rejected_terminal,
     /// Outputs that went on to another group.
     forwarded,
+    /// Hops that were taken back from a dead worker, for its successor to run.
+    taken_back,
     /// Outputs of a request that ran again, which had gone on before.
     replayed_output_drop,
     /// Outputs for a request that had ended.

@@ -494,14 +494,15 @@ impl Branch<'_> {
         self.hop().group()
     }
 
-    /// Takes the hop back from a lane whose worker has died, to run once more; false if it has already.
-    pub fn take_back(&self) -> bool {
-        self.hop().take_back()
-    }
-
-    /// Whether the hop is open and asked of this source.
-    pub fn is_asked_of(&self, source: Source) -> bool {
-        self.hop().state(self.ticket.generation(), source) == hop::HopState::Open
+    /// Takes the hop back from a worker that has died, to run once more; false if it has already, or if it is not
+    /// open and asked of this one.
+    pub fn take_back(&self, from: Source) -> bool {
+        let is_asked_of = self.hop().state(self.ticket.generation(), from) == hop::HopState::Open;
+        let is_taken = is_asked_of && self.hop().take_back();
+        if is_taken {
+            self.correlation.counters[usize::from(from.lane)].taken_back.add();
+        }
+        is_taken
     }
 
     /// Tells the root that the hop has its lane; true if the owner sleeps and must be woken.

@@ -3,6 +3,7 @@
 use super::hop::Source;
 use crate::base::failure::{Cause, ExecutionClass, KilledFor, Rule};
 use crate::base::ids::GroupId;
+use crate::base::refusal;
 use crate::base::sync::{AtomicU64, Ordering};
 use crate::lane::BlockPlace;
 
@@ -95,6 +96,7 @@ pub(crate) fn cause_to_word(cause: Cause) -> u64 {
         Cause::Killed(KilledFor::Hung) => (9, 0),
         Cause::OutOfMemory => (10, 0),
         Cause::Execution { class, code } => (7 | u64::from(class as u16) << 8, code),
+        Cause::StartRefused { step, reason } => return 11 | refusal::to_word(step, reason),
     };
     kind | u64::from(number) << 32
 }
@@ -113,6 +115,10 @@ pub(crate) fn cause_from_word(word: u64) -> Cause {
         8 => Cause::Killed(KilledFor::HeartbeatLost { silence_ms: number }),
         9 => Cause::Killed(KilledFor::Hung),
         10 => Cause::OutOfMemory,
+        11 => {
+            let (step, reason) = refusal::from_word(word);
+            Cause::StartRefused { step, reason }
+        }
         _ => {
             let class = ExecutionClass::from_code((word >> 8) as u16).unwrap_or(ExecutionClass::NodeError);
             Cause::Execution { class, code: number }
@@ -123,6 +129,7 @@ pub(crate) fn cause_from_word(word: u64) -> Cause {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::base::refusal::{RefusedFor, StartStep};
 
     #[test]
     fn every_outcome_comes_back_as_it_was_put() {
@@ -137,6 +144,7 @@ mod tests {
             Cause::Killed(KilledFor::Hung),
             Cause::Stopped,
             Cause::Execution { class: ExecutionClass::NoRoom, code: u32::MAX },
+            Cause::StartRefused { step: StartStep::Ready, reason: RefusedFor::System { errno: -1 } },
         ];
         let corrupt = Rule::ALL.map(|rule| Cause::Killed(KilledFor::Corruption(rule)));
         let failed = causes.into_iter().chain(corrupt).map(Outcome::Failed);

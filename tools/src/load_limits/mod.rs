@@ -44,7 +44,7 @@
 //!
 //! [`decimal_id`] and [`instant`] are the vocabulary, [`record`] the input, [`policy`] the state,
 //! [`wire`] what travels from node to node, [`reply`] the output, [`nodes`] the binding to the
-//! engine, and [`generator`] makes input with every corner of `corners` in it. `oracle` says it all
+//! engine, [`parts`] what the first group may hand on in place of a whole draft, and [`generator`] makes input with every corner of `corners` in it. `oracle` says it all
 //! a second time, plainly and slowly, for the tests.
 
 mod corners;
@@ -52,6 +52,7 @@ pub mod decimal_id;
 pub mod generator;
 pub mod instant;
 pub mod nodes;
+pub mod parts;
 pub mod policy;
 pub mod record;
 pub mod reply;
@@ -73,14 +74,22 @@ pub struct Options {
     pub reasons: bool,
     /// Ids that the policy keeps, a power of two; none: any number.
     pub max_ids: Option<u64>,
+    /// If lines are handed to the policy in three parts: how long behind the others the last one comes, in milliseconds.
+    pub split_ms: Option<u8>,
 }
 
 impl Options {
+    /// The largest bound on ids.
+    pub const MOST_IDS: u64 = 1 << 62;
+    /// The longest wait between parts.
+    pub const MOST_SPLIT_MS: u8 = 250;
     const EXPERIMENT: u16 = 1;
     const REASONS: u16 = 1 << 1;
     /// The exponent of the bound on ids, + 1; 0 without one.
     const BOUND: u32 = 2;
-    const BOUNDS: u16 = 0x7F << Self::BOUND;
+    const BOUNDS: u16 = 0x3F << Self::BOUND;
+    /// Of parts, the milliseconds + 1; 0 without any.
+    const SPLIT: u32 = 8;
 
     /// As a request's scenario tag.
     pub fn to_scenario(self) -> u16 {
@@ -88,19 +97,21 @@ impl Options {
             Rules::Baseline => 0,
             Rules::Experiment => Self::EXPERIMENT,
         };
+        let reasons = if self.reasons { Self::REASONS } else { 0 };
         let bound = self.max_ids.map_or(0, |ids| ids.ilog2() as u16 + 1);
-        rules | if self.reasons { Self::REASONS } else { 0 } | bound << Self::BOUND
+        let split = self.split_ms.map_or(0, |ms| u16::from(ms) + 1);
+        rules | reasons | bound << Self::BOUND | split << Self::SPLIT
     }
 
-    /// From a request's scenario tag; none if it has bits that nobody defined.
+    /// From a request's scenario tag; none if it says what nobody defined.
     pub fn from_scenario(scenario: u16) -> Option<Self> {
-        let bound = u32::from((scenario & Self::BOUNDS) >> Self::BOUND);
-        if scenario & !(Self::EXPERIMENT | Self::REASONS | Self::BOUNDS) != 0 || bound > u64::BITS {
+        let max_ids = ((scenario & Self::BOUNDS) >> Self::BOUND).checked_sub(1).map(|exponent| 1 << exponent);
+        let split_ms = ((scenario >> Self::SPLIT) as u8).checked_sub(1);
+        if split_ms > Some(Self::MOST_SPLIT_MS) {
             return None;
         }
-        let max_ids = bound.checked_sub(1).map(|exponent| 1 << exponent);
         let rules = if scenario & Self::EXPERIMENT == 0 { Rules::Baseline } else { Rules::Experiment };
-        Some(Self { rules, reasons: scenario & Self::REASONS != 0, max_ids })
+        Some(Self { rules, reasons: scenario & Self::REASONS != 0, max_ids, split_ms })
     }
 }
 
@@ -171,13 +182,15 @@ mod tests {
     fn options_survive_the_tag() {
         for rules in [Rules::Baseline, Rules::Experiment] {
             for reasons in [false, true] {
-                for max_ids in [None, Some(1), Some(1 << 20), Some(1 << 63)] {
-                    let options = Options { rules, reasons, max_ids };
-                    assert_eq!(Options::from_scenario(options.to_scenario()), Some(options));
+                for max_ids in [None, Some(1), Some(1 << 20), Some(Options::MOST_IDS)] {
+                    for split_ms in [None, Some(0), Some(Options::MOST_SPLIT_MS)] {
+                        let options = Options { rules, reasons, max_ids, split_ms };
+                        assert_eq!(Options::from_scenario(options.to_scenario()), Some(options));
+                    }
                 }
             }
         }
-        assert_eq!([65 << 2, 1 << 9].map(Options::from_scenario), [None; 2]);
+        assert_eq!([252 << 8, u16::MAX].map(Options::from_scenario), [None; 2]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use handbell::{App, Node, NodeError, Output, Plan, Request, Restart};
 
+use super::parts::{Join, split};
 use super::policy::{Decision, Policy};
 use super::record::parse_line;
 use super::reply::write_reply;
@@ -17,6 +18,7 @@ use super::{Options, Step};
 
 /// The node that takes the input lines.
 pub const ENTRY: &str = "parse";
+const JOIN: &str = "join";
 const EXIT: &str = "format";
 const INGRESS: &str = "ingress";
 const POLICY: &str = "policy";
@@ -32,11 +34,13 @@ const BAD_SCENARIO: u32 = 2;
 const OUT_OF_ORDER: u32 = 3;
 const UNKNOWN_STEP: u32 = 4;
 const TOO_MANY_IDS: u32 = 5;
+const BAD_PART: u32 = 6;
 
 /// What a process that serves these nodes runs.
 pub fn app() -> App {
     App::new()
         .node(ENTRY, parse)
+        .node_with(JOIN, || Ok(JoinNode::default()))
         .nodes_with(Step::ALL.map(Step::name), PolicyNode::default)
         .node(EXIT, format)
 }
@@ -44,7 +48,8 @@ pub fn app() -> App {
 /// The six nodes in a row, in three groups: `ingress` parses lines, in so many processes, `policy` decides,
 /// `egress` writes replies. With `restarts` a dead worker of the first or the last group gets a successor, and what
 /// it had in flight runs again: there the same line always makes the same output. What the policy knew dies with it.
-pub fn plan(ingress: usize, restarts: bool) -> Plan {
+/// With `split` drafts come to the policy in parts, and a seventh node puts them together.
+pub fn plan(ingress: usize, restarts: bool, split: bool) -> Plan {
     let [gate, features, evaluate, update] = Step::ALL.map(Step::name);
     let stateless = |plan: Plan| {
         let plan = plan.stateless();
@@ -55,19 +60,37 @@ pub fn plan(ingress: usize, restarts: bool) -> Plan {
         }
     };
     let plan = stateless(Plan::new().group(INGRESS, [ENTRY]).processes(ingress));
-    stateless(plan.group(POLICY, [gate, features, evaluate, update]).group(EGRESS, [EXIT]))
-        .edge(ENTRY, gate)
-        .edge(gate, features)
-        .edge(features, evaluate)
-        .edge(evaluate, update)
-        .edge(update, EXIT)
+    let policy = split.then_some(JOIN).into_iter().chain([gate, features, evaluate, update]);
+    let plan = stateless(plan.group(POLICY, policy).group(EGRESS, [EXIT]));
+    let plan = if split { plan.edge(ENTRY, JOIN).edge(JOIN, gate) } else { plan.edge(ENTRY, gate) };
+    plan.edge(gate, features).edge(features, evaluate).edge(evaluate, update).edge(update, EXIT)
 }
 
 fn parse(request: &Request<'_>, output: &mut Output<'_>) -> Result<(), NodeError> {
     let parsed = parse_line(request.payload());
     let mut bytes = Vec::with_capacity(128);
     parsed.draft().encode(&mut bytes);
-    Ok(output.emit(&bytes)?)
+    let Some(split_ms) = options(request)?.split_ms else { return Ok(output.emit(&bytes)?) };
+    let [first, second, last] = split(&bytes);
+    output.emit(&first)?;
+    output.emit(&second)?;
+    // An output goes out with the one behind it, or with the end: by now the first is gone, the second is not.
+    std::thread::sleep(Duration::from_millis(split_ms.into()));
+    Ok(output.emit(&last)?)
+}
+
+/// Puts together what came in parts.
+#[derive(Default)]
+struct JoinNode(Join);
+
+impl Node for JoinNode {
+    fn handle(&mut self, request: &Request<'_>, output: &mut Output<'_>) -> Result<(), NodeError> {
+        match self.0.take(request.trace_id(), request.payload()) {
+            Ok(Some(draft)) => Ok(output.emit(draft)?),
+            Ok(None) => Ok(()),
+            Err(error) => Err(NodeError::new(BAD_PART, &error.to_string())),
+        }
+    }
 }
 
 /// The four steps that share the windows.
@@ -120,7 +143,7 @@ fn format(request: &Request<'_>, output: &mut Output<'_>) -> Result<(), NodeErro
 
 fn options(request: &Request<'_>) -> Result<Options, NodeError> {
     Options::from_scenario(request.scenario())
-        .ok_or_else(|| NodeError::new(BAD_SCENARIO, "the scenario tag has unknown bits"))
+        .ok_or_else(|| NodeError::new(BAD_SCENARIO, "the scenario tag says what nobody defined"))
 }
 
 fn bad_draft(error: WireError) -> NodeError {

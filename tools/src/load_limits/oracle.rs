@@ -292,9 +292,9 @@ fn compare(lines: &[Vec<u8>], options: Options) -> BTreeSet<&'static str> {
 }
 
 fn all_options() -> impl Iterator<Item = Options> {
-    [Rules::Baseline, Rules::Experiment]
-        .into_iter()
-        .flat_map(|rules| [false, true].map(|reasons| Options { rules, reasons, max_ids: None }))
+    [Rules::Baseline, Rules::Experiment].into_iter().flat_map(|rules| {
+        [false, true].map(|reasons| Options { rules, reasons, max_ids: None, split_ms: None })
+    })
 }
 
 #[test]
