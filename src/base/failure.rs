@@ -110,7 +110,7 @@ pub enum ExecutionClass {
     Misrouted = 4,
     /// A reply did not fit the reply arena.
     TooLarge = 5,
-    /// No room for a reply came free in time.
+    /// No room for a reply came free before the worker gave up; at its deadline a request ends with `timeout`.
     NoRoom = 6,
     /// A node emitted along an edge that the plan does not have.
     NoSuchEdge = 7,

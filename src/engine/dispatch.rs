@@ -468,13 +468,18 @@ impl Shared {
         let Some(link) = self.lanes[lane].link().filter(|link| len > link.end.inline_bytes()) else {
             return Ok(Buffer::Staged(vec![0; len].into()));
         };
-        let mut block = None;
+        let mut taken = None;
         self.wait_for_room(outbound, || {
+            // In the worker's latest life: while one waits, it may get a successor.
+            let latest = self.lanes[lane].link().unwrap_or(link);
             // What comes from other groups goes first.
-            block = (link.forwards.waiting() == 0).then(|| link.end.arena().take(len).ok()).flatten();
-            block.is_some()
+            if latest.forwards.waiting() == 0 {
+                taken = latest.end.arena().take(len).ok().map(|block| (latest.source, block));
+            }
+            taken.is_some()
         })?;
-        Ok(Buffer::Block(link.source, block.expect("there is room")))
+        let (source, block) = taken.expect("there is room");
+        Ok(Buffer::Block(source, block))
     }
 
     /// A loan from this lane is over: sent, or given back.

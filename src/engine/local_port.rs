@@ -94,7 +94,7 @@ impl<'a> LocalPort<'a> {
             Outcome::Heap => shared.keep_payload(index, std::mem::take(&mut payload).into()),
             _ => fill_cell(cell, &payload),
         };
-        let verdict = shared.correlation.frame(self.source, envelope, last, outcome, now_ns, fill);
+        let verdict = shared.correlation.frame(self.source, envelope, last, |_| outcome, now_ns, fill);
         let mut verdict = verdict.expect("the engine's own frames keep the rules");
         if let Verdict::Candidate(key) = verdict {
             let (source, group, bytes) = (self.source, self.group, payload.into());

@@ -83,15 +83,21 @@ impl Shared {
             FramePayload::Block(_) if link.end.holds_much() => Outcome::Heap,
             FramePayload::Block(block) => Outcome::Block { source: link.source, block },
         };
-        let mut verdict =
-            self.correlation.frame(link.source, envelope, last, outcome, now_ns, |cell| match payload {
+        let mut verdict = self.correlation.frame(
+            link.source,
+            envelope,
+            last,
+            |_| outcome,
+            now_ns,
+            |cell| match payload {
                 FramePayload::Inline { at, len } => link.end.copy_inline(at, len, cell),
                 FramePayload::Block(block) if outcome == Outcome::Heap => {
                     let bytes = Carried::Block { link, block }.to_heap();
                     self.keep_payload(self.correlation.root_of(envelope), bytes);
                 }
                 FramePayload::Block(_) => {}
-            });
+            },
+        );
         if let Ok(Verdict::Candidate(key)) = verdict {
             verdict = Ok(self.keep_payload_of(link, key, envelope, payload, last, now_ns));
         }
@@ -142,7 +148,13 @@ impl Shared {
         let copy = copy.get_mut(..len).ok_or(Rule::ErrorPayload)?;
         link.end.read_inline(at, copy);
         let (class, ..) = error::decode(copy).ok_or(Rule::ErrorPayload)?;
-        let outcome = Outcome::Error { len: len as u32 };
+        // A worker that has no room gives up at the deadline: then that is what the request ends with.
+        let has_waited = class == ExecutionClass::NoRoom;
+        let now_ns = if has_waited { self.read_clock() } else { now_ns };
+        let outcome = |deadline_ns| match has_waited && has_passed(deadline_ns, now_ns) {
+            true => Outcome::Failed(Cause::Deadline),
+            false => Outcome::Error { len: len as u32 },
+        };
         let mut verdict = self.correlation.frame(link.source, envelope, last, outcome, now_ns, |cell| {
             fill_cell(cell, copy);
         })?;

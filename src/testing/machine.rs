@@ -229,6 +229,19 @@ impl Machine {
 
     // ---- frames ----
 
+    /// Ends a waiter by a success that its owner has read: the last frame of its first hop. It is taken, and its place
+    /// is free. False: nothing has happened.
+    pub fn end_own(&self, waiter: &Waiter, peer: Peer, envelope: &Envelope, now_ns: u64) -> bool {
+        let Waiter { admitted, identity } = waiter;
+        let carried = (envelope.trace_id, envelope.tags_word());
+        let has_ended = envelope.ticket == admitted.ticket.0
+            && self.correlation.end_own(admitted, identity, peer.source(), carried, now_ns);
+        if has_ended {
+            self.correlation.free_own(admitted);
+        }
+        has_ended
+    }
+
     /// Judges a terminal or the end of a branch, with these payload bytes.
     pub fn frame(
         &self,
@@ -246,7 +259,7 @@ impl Machine {
         };
         let fill = |cell: &[AtomicU64]| fill(cell, payload);
         let source = peer.source();
-        match self.correlation.frame(source, envelope, last, outcome, now_ns, fill) {
+        match self.correlation.frame(source, envelope, last, |_| outcome, now_ns, fill) {
             Ok(Verdict::Candidate(key)) => {
                 let group = self.groups[usize::from(peer.lane)];
                 let answer = Answer { source, group, envelope: *envelope, bytes: payload.into() };

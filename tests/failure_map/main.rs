@@ -65,7 +65,7 @@ that it had not begun, one that it was at, and one that it had answered while no
 published is delivered, whatever becomes of the worker. `counters` are those of all requests of the row; `worker` is
 what the kernel says of its end.
 
-Made and checked by `tests/failure_map.rs`.
+Made and checked by `tests/failure_map/`.
 
 | what happens | category | cause | not yet begun | begun | answered, not yet read | counters | worker |
 |---|---|---|---|---|---|---|---|
@@ -102,10 +102,9 @@ fn handoff_e_the_map_is_what_the_engine_does() {
         let _ = writeln!(table, "{}", row.line());
     }
     for name in [CAUSE_NAMES, KILLED_NAMES, RULE_NAMES, CLASS_NAMES, REFUSED_NAMES].concat() {
-        // Those that are shown by what is inside; what takes a memory control group of one's own to provoke; and what
+        // Those that are shown by what is inside; what is told as the deadline that has passed by then; what takes a memory control group of one's own to provoke; and what
         // takes a worker that is born by hand.
-        let is_elsewhere =
-            "Killed Execution Corruption OutOfMemory NoAnswer Bundle Version Layout Segment NotRegistered";
+        let is_elsewhere = "Killed Execution Corruption OutOfMemory NoRoom NoAnswer Bundle Version Layout Segment NotRegistered";
         let is_there = is_elsewhere.split(' ').any(|elsewhere| elsewhere == name)
             || rows.iter().any(|row| row.cause.contains(name));
         assert!(is_there, "no row of the table has the cause {name}");

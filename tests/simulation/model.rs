@@ -269,6 +269,13 @@ impl Model {
 
     // ---- frames ----
 
+    /// Whether a success would end its request.
+    pub fn ends(&self, peer: Peer, frame: &Envelope, last: LastMark) -> bool {
+        let Ok(Named::Own(hop)) = self.named(peer, frame.ticket, last) else { return false };
+        let root = self.hops[hop].root;
+        self.is_open(root) && self.is_identity(root, frame)
+    }
+
     pub fn frame(
         &mut self,
         peer: Peer,

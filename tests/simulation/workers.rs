@@ -96,6 +96,8 @@ impl History {
         };
         let broke = if let Some(way) = way {
             self.judge_output(peer, &frame, last, way)?
+        } else if self.one_in(2) && self.read_own(peer, &frame, last)? {
+            None
         } else {
             let payload: Vec<u8> = (0..self.below(12)).map(|i| (i as u64 + self.steps) as u8).collect();
             let judged = self.machine.frame(peer, &frame, last, &payload, self.now_ns);
@@ -113,6 +115,28 @@ impl History {
             self.flush(lane)?;
         }
         Ok(())
+    }
+
+    /// The owner of a request, who waits for it, reads the frame himself. Whether that has ended it.
+    fn read_own(&mut self, peer: Peer, frame: &Envelope, last: LastMark) -> Result<bool, String> {
+        let is_usual =
+            frame.kind == kind::TERMINAL && frame.status == status::SUCCESS && last == LastMark::Ended;
+        let hop = ((frame.ticket >> 24) as usize).checked_sub(1).filter(|hop| *hop < self.model.hops.len());
+        let Some(root) = hop.map(|hop| self.model.hops[hop].root).filter(|_| is_usual) else {
+            return Ok(false);
+        };
+        if self.model.roots[root].input.is_some() || self.model.is_detached(root) {
+            return Ok(false);
+        }
+        let has_ended = self.machine.end_own(&self.waiters[root], peer, frame, self.now_ns);
+        self.note(format_args!("{peer:?} {}: read by request {root}: {has_ended}", shown(frame)));
+        let is_first = frame.ticket == self.waiters[root].terminal().ticket;
+        same("own reply", has_ended, is_first && self.model.ends(peer, frame, last))?;
+        if has_ended {
+            same("verdict", Judged::Ended, self.model.frame(peer, frame, last, &[], self.now_ns))?;
+            same("outcome", true, self.model.take(root).is_some())?;
+        }
+        Ok(has_ended)
     }
 
     /// Where an output goes, from where; nowhere in an honest plan of one group, or in a run from the last one.

@@ -86,15 +86,15 @@ impl Correlation {
         root.open_generation().is_some_and(|generation| !is_later(generation, ticket.generation()))
     }
 
-    /// Judges a terminal, or the end of a branch. `fill` puts the payload's words into the cell that it is given,
-    /// if the frame ends its root.
+    /// Judges a terminal, or the end of a branch. If the frame ends its root, `outcome` says how, of which the root's
+    /// deadline (0 = none) may be asked, and `fill` puts the payload's words into the cell that it is given.
     #[inline(always)]
     pub fn frame(
         &self,
         source: Source,
         frame: &Envelope,
         last: LastMark,
-        outcome: Outcome,
+        outcome: impl FnOnce(u64) -> Outcome,
         now_ns: u64,
         fill: impl FnOnce(&[AtomicU64]),
     ) -> Result<Verdict, Rule> {
@@ -115,12 +115,15 @@ impl Correlation {
                 Some(key) if self.roots[key.index as usize].try_end(key.generation) => {
                     counters.terminals_that_ended.add_as_reader();
                     fill(self.cell(key.index));
-                    if let Outcome::Error { .. } = outcome {
-                        counters.failed.add();
-                    } else {
-                        counters.completed_by_terminal.add_as_reader();
-                        let number = self.roots[key.index as usize].number.load(Ordering::Relaxed);
-                        self.history.complete(number);
+                    let root = &self.roots[key.index as usize];
+                    let outcome = outcome(root.deadline_ns.load(Ordering::Relaxed));
+                    match outcome {
+                        Outcome::Failed(_) => counters.expired.add(),
+                        Outcome::Error { .. } => counters.failed.add(),
+                        _ => {
+                            counters.completed_by_terminal.add_as_reader();
+                            self.history.complete(root.number.load(Ordering::Relaxed));
+                        }
                     }
                     let group = hop.group();
                     if last == LastMark::Ended {
@@ -528,7 +531,10 @@ mod tests {
         let frame = terminal(admitted.ticket, admitted.trace_id);
         let judge = |source| {
             let outcome = Outcome::Inline { len: 0 };
-            assert_eq!(table.frame(source, &frame, LastMark::No, outcome, 1, |_| {}), Ok(Verdict::Dropped));
+            assert_eq!(
+                table.frame(source, &frame, LastMark::No, |_| outcome, 1, |_| {}),
+                Ok(Verdict::Dropped)
+            );
             let counters = table.all_counters();
             (counters.rejected_terminal, counters.late_reply_drop)
         };
