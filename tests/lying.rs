@@ -33,6 +33,7 @@ fn main() {
         rule_error_payload,
         rule_edge,
         handoff_03_identity_is_taken_from_the_request,
+        handoff_03_who_reads_the_own_reply_believes_no_more,
         handoff_05_replies_published_before_a_death_are_delivered,
         handoff_d_01_of_three_terminals_the_first_counts,
         handoff_d_01_what_follows_the_last_frame_is_read_with_the_next_request,
@@ -122,6 +123,11 @@ fn lie(raw: &mut RawWorker) {
                 raw.send(Envelope { status: status::ERROR, payload_at: 1, payload_len: 8, ..honest }, b"")
             }
             "foreign" => foreign(raw, honest) && raw.reply(&request, b"own"),
+            "foreign_id_last" => {
+                let mut trace_id = honest.trace_id;
+                trace_id[number(0) as usize] ^= 1;
+                raw.send(Envelope { trace_id, ..honest }, b"")
+            }
             "foreign_last" => raw.send(Envelope { reply_to: !honest.reply_to, ..honest }, b""),
             "kept_ticket" => {
                 // Requests end in order: behind one that is kept this one is kept too.
@@ -373,6 +379,31 @@ fn handoff_03_identity_is_taken_from_the_request() {
     assert!(reply.is_empty());
     let rejected = engine.events().into_iter().filter(|event| event.kind == EventKind::Rejected);
     assert_eq!((rejected.count(), engine.counters().completed_by_last), (5, 1));
+    stop(&engine);
+}
+
+/// What is not quite the usual reply is judged like any other.
+fn handoff_03_who_reads_the_own_reply_believes_no_more() {
+    let cause = Cause::Killed(KilledFor::Corruption(Rule::PayloadLength));
+    for (slot_bytes, lie) in [(128, "payload 0 65"), (256, "payload 0 193"), (512, "payload 0 449")] {
+        let (engine, node) = started(raw_engine().slot_bytes(slot_bytes), "echo");
+        assert_eq!(transport(engine.call(node, lie.as_bytes(), far()).unwrap_err()), cause, "{lie}");
+        stop(&engine);
+    }
+    let (engine, node) = start();
+    for lie in ["foreign_last", "foreign_id_last 0", "foreign_id_last 1"] {
+        let reply = engine.request(node).trace_id(0xABCD_u128).deadline(far()).call(lie.as_bytes()).unwrap();
+        assert!(reply.is_empty() && reply.trace_id() == handbell::TraceId::from(0xABCD_u128), "{lie}");
+    }
+    let counters = engine.counters();
+    assert_eq!((counters.rejected_terminal, counters.completed_by_last), (3, 3));
+    // The reply of the one before it, once more.
+    let (first, second) = (engine.call(node, b"kept_ticket", far()), engine.call(node, b"mine", far()));
+    let ticket = String::from_utf8(first.unwrap().into_vec()).unwrap();
+    assert_eq!(*second.unwrap().bytes(), *b"mine");
+    let answer = engine.call(node, format!("as {ticket}").as_bytes(), far()).unwrap();
+    assert_eq!(*answer.bytes(), *b"own", "what was said before it is no answer to this one");
+    assert_eq!(engine.counters().duplicate_terminal, 2);
     stop(&engine);
 }
 

@@ -20,7 +20,7 @@ struct Mutant {
 
 const SIMULATION: &[&str] = &["--test", "simulation"];
 
-const MUTANTS: [Mutant; 27] = [
+const MUTANTS: [Mutant; 33] = [
     Mutant {
         name: "first-terminal-wins",
         file: "src/engine/correlation/root.rs",
@@ -62,6 +62,48 @@ const MUTANTS: [Mutant; 27] = [
         guard: "if self.is_identity(root, frame) {",
         without: "if self.is_identity(root, frame) || frame.flags < 4 {",
         tests: SIMULATION,
+    },
+    Mutant {
+        name: "first-terminal-wins-of-an-own-reply",
+        file: "src/engine/correlation/root.rs",
+        guard: "self.state.compare_exchange(free | OPEN, free, Ordering::SeqCst, Ordering::Relaxed).is_ok()",
+        without: "{\n            self.state.store(free, Ordering::SeqCst);\n            true\n        }",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "hop-of-an-own-reply",
+        file: "src/engine/correlation/own.rs",
+        guard: "hop.state(admitted.ticket.generation(), source) == HopState::Open",
+        without: "hop.state(admitted.ticket.generation(), source) != HopState::NeverIssued",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "id-of-an-own-reply",
+        file: "src/engine/correlation/own.rs",
+        guard: "&& admitted.trace_id.to_words() == trace_id",
+        without: "&& trace_id != [0; 2]",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "tags-of-an-own-reply",
+        file: "src/engine/correlation/own.rs",
+        guard: "&& tags(identity) == word;",
+        without: "&& word | tags(identity) != u64::MAX;",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "ticket-of-an-own-reply",
+        file: "src/lane/own_reply.rs",
+        guard: "let is_usual = of == ticket",
+        without: "let is_usual = of | ticket != 0",
+        tests: &["--test", "lying"],
+    },
+    Mutant {
+        name: "length-of-an-own-reply",
+        file: "src/lane/own_reply.rs",
+        guard: "&& payload <= self.inline_bytes() as u64",
+        without: "&& payload <= 4096",
+        tests: &["--test", "lying"],
     },
     Mutant {
         name: "sweep-of-the-open-hops",

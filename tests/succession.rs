@@ -25,6 +25,7 @@ program![
     restart_02_what_is_sent_in_the_moment_of_a_death_goes_to_the_successor,
     restart_02_without_redispatch_what_is_sent_in_that_moment_fails_or_waits,
     restart_01_what_waits_for_a_successor_that_is_lost_fails,
+    restart_02_a_loan_that_waits_goes_on_with_the_successor,
     restart_01_nothing_of_a_dead_worker_stays_in_memory,
     restart_01_what_is_held_of_a_dead_worker_stays_until_it_is_let_go,
     hung_01_who_hangs_gets_a_successor,
@@ -293,6 +294,23 @@ fn restart_01_what_is_held_of_a_dead_worker_stays_until_it_is_let_go() {
 }
 
 // ---- ends ----
+
+/// What waits for room in an arena that dies goes on in the next one, though somebody holds room in the dead one.
+fn restart_02_a_loan_that_waits_goes_on_with_the_successor() {
+    let plan = Plan::new().group("back", ["ordinal"]).restart(soon(10));
+    let (engine, node) = started(over(plan).request_arena_bytes(4096), "ordinal");
+    let held = engine.request(node).loan(4096).unwrap();
+    std::thread::scope(|scope| {
+        let waits = || engine.request(node).deadline(far()).loan(2000).unwrap().call().unwrap().len();
+        let waiters = [scope.spawn(waits), scope.spawn(waits)];
+        // Long enough that they wait by now; if not, they have nothing to wait for, and the test shows nothing.
+        std::thread::sleep(Duration::from_millis(20));
+        kill_and_wait(&engine, 0);
+        drop(held);
+        assert_eq!(waiters.map(|waiter| waiter.join().unwrap()), [8; 2]);
+    });
+    stop(&engine);
+}
 
 fn hung_01_who_hangs_gets_a_successor() {
     let notices = Notices::default();

@@ -55,8 +55,8 @@ impl Shared {
         Some(Sent { admitted, link, position })
     }
 
-    /// Waits for the reply to a request for a moment, and takes it out of the lane itself. `None`: something else has
-    /// come, or nothing.
+    /// Waits for the reply to a request while it need not sleep, and takes it out of the lane itself. `None`: something
+    /// else has come, or nothing.
     #[inline(always)]
     fn own_reply(&self, outbound: &Outbound, sent: &Sent<'_>) -> Option<Reply> {
         let Sent { admitted, link, .. } = sent;
@@ -70,8 +70,13 @@ impl Shared {
             if self.correlation.phase(admitted.root) != Phase::Open {
                 break None;
             }
-            if spinner.step(link.end.processors()) != Next::Look {
-                break None;
+            match spinner.step(link.end.processors()) {
+                Next::Look => {}
+                Next::LookAt(now_ns) => {
+                    self.note_clock(now_ns);
+                    self.expire_if_due(admitted.root, now_ns);
+                }
+                Next::Sleep => break None,
             }
         };
         if reply.is_some() {
