@@ -20,7 +20,7 @@ struct Mutant {
 
 const SIMULATION: &[&str] = &["--test", "simulation"];
 
-const MUTANTS: [Mutant; 33] = [
+const MUTANTS: [Mutant; 32] = [
     Mutant {
         name: "first-terminal-wins",
         file: "src/engine/correlation/root.rs",
@@ -68,13 +68,6 @@ const MUTANTS: [Mutant; 33] = [
         file: "src/engine/correlation/root.rs",
         guard: "self.state.compare_exchange(free | OPEN, free, Ordering::SeqCst, Ordering::Relaxed).is_ok()",
         without: "{\n            self.state.store(free, Ordering::SeqCst);\n            true\n        }",
-        tests: SIMULATION,
-    },
-    Mutant {
-        name: "hop-of-an-own-reply",
-        file: "src/engine/correlation/own.rs",
-        guard: "hop.state(admitted.ticket.generation(), source) == HopState::Open",
-        without: "hop.state(admitted.ticket.generation(), source) != HopState::NeverIssued",
         tests: SIMULATION,
     },
     Mutant {
