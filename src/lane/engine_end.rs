@@ -119,6 +119,8 @@ pub struct EngineEnd {
     pub(super) released: Line<AtomicU64>,
     /// 1 while both sides wait on one processor.
     shares: AtomicU32,
+    /// Payload bytes of the request that was sent last, if they lie in the arena.
+    block_bytes: AtomicU32,
     /// What the worker had begun when its memory was given back.
     pub(super) last_started: AtomicU64,
 }
@@ -163,6 +165,7 @@ impl EngineEnd {
             next: AtomicU64::new(0),
             released: Line(AtomicU64::new(0)),
             shares: AtomicU32::new(0),
+            block_bytes: AtomicU32::new(0),
             last_started: AtomicU64::new(0),
             request,
             reply,
@@ -211,8 +214,9 @@ impl EngineEnd {
     /// The budget of one wait for this lane's worker.
     #[inline(always)]
     pub fn spinner(&self, policy: Waiting) -> Spinner {
-        // Relaxed: a habit of the scheduler, not a fact.
-        Spinner::new(policy, self.shares.load(Ordering::Relaxed) != 0)
+        // Relaxed: a habit of the scheduler, not a fact; and who sends beside us may have changed the other.
+        let block_bytes = self.block_bytes.load(Ordering::Relaxed);
+        Spinner::new(policy, self.shares.load(Ordering::Relaxed) != 0).beside_payload(block_bytes.into())
     }
 
     /// Remembers what a wait has learned.
@@ -271,6 +275,14 @@ impl EngineEnd {
         let place = self.request_ring.place(position);
         let record = &self.records[self.request_ring.index(position)];
         record.ticket.store(envelope.ticket, Ordering::Relaxed);
+        let block_bytes = match payload {
+            Outgoing::Inline(_) => 0,
+            Outgoing::Block(_, len) => len as u32,
+        };
+        // Mostly as it was: no store.
+        if self.block_bytes.load(Ordering::Relaxed) != block_bytes {
+            self.block_bytes.store(block_bytes, Ordering::Relaxed);
+        }
         match payload {
             Outgoing::Inline(bytes) => {
                 place.slot.copy_in(bytes);

@@ -36,6 +36,8 @@ impl EngineEnd {
         if block.len as usize > arena_bytes - offset {
             return Err(Rule::PayloadLength);
         }
+        // Whoever waits for it reads it next.
+        self.reply.prefetch_read(self.reply_layout.arena_at + offset, block.len as usize);
         let (word, bit) = self.held_bit(block);
         if word.fetch_or(bit, Ordering::AcqRel) & bit != 0 {
             return Err(Rule::BlockHeld);
