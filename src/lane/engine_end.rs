@@ -472,7 +472,8 @@ impl EngineEnd {
             }
             FramePayload::Inline { at: self.reply_ring.inline_at(position), len }
         } else {
-            FramePayload::Block(self.hold(&envelope)?)
+            let block = BlockPlace { payload_at: envelope.payload_at, len: envelope.payload_len };
+            FramePayload::Block(self.hold(block)?)
         };
         let last =
             if envelope.flags & flags::LAST == 0 { LastMark::No } else { self.end_oldest(envelope.ticket) };
@@ -486,26 +487,21 @@ impl EngineEnd {
         if freed == self.head.0.load(Ordering::Acquire) || record.ticket.load(Ordering::Relaxed) != ticket {
             return LastMark::Stray;
         }
+        self.free_oldest(freed);
+        LastMark::Ended
+    }
+
+    /// Frees the slot and the block of the oldest request, which stands at `position`.
+    #[inline(always)]
+    pub(super) fn free_oldest(&self, position: u64) {
+        // Only the holder of the role is here, and who sends into this slot again finds it freed first: no exchange.
+        let record = &self.records[self.request_ring.index(position)];
         let block = record.block.load(Ordering::Relaxed);
         if block != 0 {
             record.block.store(0, Ordering::Relaxed);
             self.arena.take_back(block).expect("a sent block is published until its LAST");
         }
-        self.free_oldest(freed);
-        LastMark::Ended
-    }
-
-    /// Whether the request at `position` has a block in the arena.
-    #[inline(always)]
-    pub(super) fn has_block(&self, position: u64) -> bool {
-        self.records[self.request_ring.index(position)].block.load(Ordering::Relaxed) != 0
-    }
-
-    /// Frees the slot of the oldest request, which stands at `position`.
-    #[inline(always)]
-    pub(super) fn free_oldest(&self, position: u64) {
-        // Only the holder of the role is here, and who sends into this slot again finds it freed first: no exchange.
-        self.records[self.request_ring.index(position)].ticket.store(0, Ordering::Relaxed);
+        record.ticket.store(0, Ordering::Relaxed);
         self.freed.0.store(position + 1, Ordering::Release);
     }
 

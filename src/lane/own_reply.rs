@@ -1,7 +1,8 @@
-//! The usual reply, read by the very one who waits for it: a success that fits its slot, and ends the oldest request
-//! of the lane. Whatever is not so is left as it stands, to [`EngineEnd::read`].
+//! The usual reply, read by the very one who waits for it: a success that ends the oldest request of the lane, in its
+//! slot or in the arena. Whatever is not so is left as it stands, to [`EngineEnd::read`].
 
 use super::engine_end::EngineEnd;
+use super::held_blocks::BlockPlace;
 use crate::base::sync::Ordering;
 use crate::shm::ring::Look;
 use crate::shm::view::{PeerSlot, Slot};
@@ -41,6 +42,53 @@ impl EngineEnd {
         taken
     }
 
+    /// The same for a reply that lies in the arena: its block is held. `ends` decides by trace id and tags, as the worker
+    /// carried them back, whether it ends the request.
+    #[inline(never)]
+    pub fn read_own_block(
+        &self,
+        position: u64,
+        ticket: u64,
+        ends: impl FnOnce([u64; 2], u64) -> bool,
+    ) -> Option<BlockPlace> {
+        if !self.take_role() {
+            return None;
+        }
+        let block = self.next_block_if_own(position, ticket, ends);
+        self.give_role_back();
+        block
+    }
+
+    #[inline(always)]
+    fn next_block_if_own(
+        &self,
+        position: u64,
+        ticket: u64,
+        ends: impl FnOnce([u64; 2], u64) -> bool,
+    ) -> Option<BlockPlace> {
+        // Relaxed: as below.
+        let next = self.next.load(Ordering::Relaxed);
+        let is_oldest = self.freed.0.load(Ordering::Relaxed) == position;
+        let place = self.reply_ring.place(next);
+        if !is_oldest || place.look() != Look::Ready {
+            return None;
+        }
+        let [_, first, second, of, _, tags, payload, head] = place.slot.words();
+        let block = BlockPlace { payload_at: (payload >> 32) as u32, len: payload as u32 };
+        if of != ticket || head >> envelope::SAID_SHIFT != USUAL || block.payload_at == 0 {
+            return None;
+        }
+        // A broken rule is found once more by who reads it next, and told.
+        let block = self.hold(block).ok()?;
+        if self.holds_much() || !ends([first, second], tags) {
+            self.hold_not(block);
+            return None;
+        }
+        self.free_oldest(position);
+        self.consumed(next + 1);
+        Some(block)
+    }
+
     #[inline(always)]
     fn next_if_own<T>(
         &self,
@@ -57,10 +105,8 @@ impl EngineEnd {
         }
         let [_, first, second, of, _, tags, payload, head] = place.slot.words();
         // Inline: the upper half, its place in the arena, is 0.
-        let is_usual = of == ticket
-            && head >> envelope::SAID_SHIFT == USUAL
-            && payload <= self.inline_bytes() as u64
-            && !self.has_block(position);
+        let is_usual =
+            of == ticket && head >> envelope::SAID_SHIFT == USUAL && payload <= self.inline_bytes() as u64;
         if !is_usual {
             return None;
         }

@@ -159,13 +159,13 @@ impl View {
     /// and a range outside the segment is none.
     #[inline(always)]
     pub fn prefetch_read(&self, at: usize, len: usize) {
-        self.first_lines(at, len).for_each(|place| prefetch(place));
+        self.first_lines(at, len).for_each(prefetch);
     }
 
     /// The same, for writing.
     #[inline(always)]
     pub fn prefetch_write(&self, at: usize, len: usize) {
-        self.first_lines(at, len).for_each(|place| prefetch_write(place));
+        self.first_lines(at, len).for_each(prefetch_write);
     }
 
     /// Where the first lines of a range lie, as many as are worth a prefetch: the processor sees a longer run itself.
