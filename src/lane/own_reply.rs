@@ -125,3 +125,92 @@ impl OwnReply<'_> {
         self.slot.copy_out(out);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::base::ids::{Identity, NodeId, Ticket};
+    use crate::base::waiting::Waiting;
+    use crate::lane::{Outgoing, Read, Said, WorkerEnd};
+    use crate::os::futex::Word;
+    use crate::os::map::Mapping;
+    use crate::os::memfd;
+    use crate::os::poll::EventFd;
+    use crate::shm::view::View;
+    use crate::wire::envelope::{ENGINE, Envelope};
+    use crate::wire::geometry::Geometry;
+
+    const ARENA: usize = 4096;
+    const GEOMETRY: Geometry =
+        Geometry { slots: 4, slot_bytes: 256, request_arena_bytes: ARENA, reply_arena_bytes: ARENA };
+
+    fn segment(bytes: usize) -> (View, View) {
+        let fd = memfd::create("own-test", bytes as u64).unwrap();
+        let writer = Mapping::writable(fd.as_fd(), bytes).unwrap();
+        (View::new(writer), View::new(Mapping::read_only(fd.as_fd(), bytes).unwrap()))
+    }
+
+    fn lane() -> (EngineEnd, WorkerEnd) {
+        let (request, request_seen) = segment(GEOMETRY.request().total);
+        let (reply, reply_seen) = segment(GEOMETRY.reply().total);
+        let (bell, stop) = (EventFd::new().unwrap(), Arc::new(Word::new(0)));
+        let worker = WorkerEnd::new(request_seen, reply, GEOMETRY, Waiting::Spin, bell, stop);
+        (EngineEnd::new(request, reply_seen, GEOMETRY), worker)
+    }
+
+    /// Sends a request that takes the whole arena, and has it answered in a block of `len` bytes.
+    fn answered(engine: &EngineEnd, worker: &mut WorkerEnd, ticket: u64, len: usize) -> u64 {
+        let envelope = Envelope::execute(&Identity::default(), Ticket(ticket), 0, ENGINE, NodeId(0));
+        let position = engine.claim().unwrap();
+        let whole = engine.arena().take(ARENA).unwrap();
+        engine.send(position, envelope, Outgoing::Block(whole, ARENA));
+        worker.receive().unwrap();
+        let mut block = worker.block(len, 1).unwrap();
+        block.fill(ticket as u8);
+        worker.put_block(Said::new(kind::TERMINAL, status::SUCCESS, 0, 0), block, len, 1).unwrap();
+        worker.finish();
+        position
+    }
+
+    #[test]
+    fn memory_01_a_large_reply_that_is_left_alone_can_still_be_read() {
+        let (engine, mut worker) = lane();
+        for ticket in 1..50 {
+            let position = answered(&engine, &mut worker, ticket, 1000);
+            assert_eq!(engine.read_own_block(position, ticket + 1, |_, _| true), None, "another's");
+            assert_eq!(engine.read_own_block(position, ticket, |_, _| false), None, "ends nothing");
+            assert!(engine.arena().take(1).is_err(), "nothing has happened");
+            let mut block = None;
+            if ticket % 2 == 0 {
+                block = engine.read_own_block(position, ticket, |_, _| true);
+            } else {
+                let read = engine.read(|frame| {
+                    if let crate::lane::FramePayload::Block(place) = frame.payload {
+                        block = Some(place);
+                    }
+                    Ok(())
+                });
+                assert_eq!(read, Read::Frames(1));
+            }
+            let block = block.expect("it is there");
+            let mut bytes = [0; 1000];
+            engine.copy_block(block, &mut bytes);
+            assert_eq!(bytes, [ticket as u8; 1000]);
+            engine.release(block);
+        }
+    }
+
+    #[test]
+    fn memory_01_beyond_half_the_arena_a_large_reply_is_left_to_be_copied_out() {
+        let (engine, mut worker) = lane();
+        let position = answered(&engine, &mut worker, 1, ARENA / 2);
+        let held = engine.read_own_block(position, 1, |_, _| true).expect("half of it");
+        let position = answered(&engine, &mut worker, 2, 64);
+        assert_eq!(engine.read_own_block(position, 2, |_, _| true), None);
+        engine.release(held);
+        assert!(engine.read_own_block(position, 2, |_, _| true).is_some());
+    }
+}
