@@ -19,6 +19,7 @@ program!(
     memory_01_a_payload_is_exactly_its_own_bytes,
     large_payloads_go_both_ways,
     a_loan_is_written_in_place,
+    memory_01_a_loans_reply_stays_until_it_is_let_go,
     a_loan_goes_back_when_dropped,
     an_arena_of_4_kib_works_to_its_last_byte,
     a_reply_too_large_is_an_execution_failure,
@@ -138,6 +139,29 @@ fn a_loan_is_written_in_place() {
     }
     let error = engine.request(echo).loan((256 << 10) + 1).map(drop).unwrap_err();
     assert_eq!(error.to_string(), "the payload has 262145 bytes, the limit is 262144");
+    stop(&engine);
+}
+
+/// In place as long as half the reply arena is free, and copied out beyond.
+fn memory_01_a_loans_reply_stays_until_it_is_let_go() {
+    let (engine, echo) = started(engine(&["echo"]).reply_arena_bytes(65_536), "echo");
+    let ask = |number, len| {
+        let mut loan = engine.request(echo).deadline(far()).loan(len).unwrap();
+        loan.copy_from_slice(&pattern(number, len));
+        loan.call().unwrap()
+    };
+    for len in [200, 4096, 16_384] {
+        let most = 65_536 / len as u32;
+        let replies: Vec<_> = (0..most).map(|number| ask(number, len)).collect();
+        let in_place = replies.iter().filter(|reply| reply.in_place().is_some()).count();
+        assert_eq!(in_place, 32_768 / len, "{len} bytes");
+        for (number, reply) in (0..).zip(&replies) {
+            assert!(*reply.bytes() == pattern(number, len), "reply {number} of {len} bytes");
+        }
+        drop(replies);
+        assert!(*ask(7, 65_536).bytes() == pattern(7, 65_536), "all of it is free again");
+    }
+    assert_eq!(engine.audit().in_flight, 0);
     stop(&engine);
 }
 

@@ -6,6 +6,7 @@
 //! request.rs    what is sent                          pending.rs   what comes back   bell.rs     for event loops
 //! dispatch.rs   the way out                           reader.rs    the way in        wait.rs     until it ends
 //! short_way.rs  both, where nothing stands in it  small.rs     a small reply's bytes
+//! block_way.rs  the same with large payloads
 //! forward.rs    the way on, from group to group       run.rs       streams           in_order.rs their frames held
 //! order.rs      which frame may enter a group         answer.rs    which answer counts
 //! shared.rs     what all of it works on               seat.rs      a process, over its lives
@@ -17,6 +18,7 @@
 
 pub(crate) mod answer;
 mod bell;
+mod block_way;
 mod builder;
 pub(crate) mod correlation;
 mod dispatch;

@@ -233,10 +233,7 @@ pub(super) fn take(shared: &Arc<Shared>, key: RootKey) -> Result<Reply, CallErro
         Outcome::Inline { len } => {
             Ok(Reply { identity, body: Body::of_cell(correlation.cell(key.index), len) })
         }
-        Outcome::Block { source, block } => {
-            let view = View { shared: Arc::clone(shared), source, block };
-            Ok(Reply { identity, body: Body::View(view) })
-        }
+        Outcome::Block { source, block } => Ok(Reply::in_arena(identity, shared, source, block)),
         Outcome::Heap => {
             Ok(Reply { identity, body: Body::Heap(shared.take_payload(key.index).unwrap_or_default()) })
         }
@@ -322,6 +319,18 @@ impl Reply {
     #[inline(always)]
     pub(super) fn small(identity: Identity, payload: Small) -> Self {
         Self { identity, body: Body::Small(payload) }
+    }
+
+    /// A large one, whose block is held.
+    #[inline(always)]
+    pub(super) fn in_arena(
+        identity: Identity,
+        shared: &Arc<Shared>,
+        source: Source,
+        block: BlockPlace,
+    ) -> Self {
+        let view = View { shared: Arc::clone(shared), source, block };
+        Self { identity, body: Body::View(view) }
     }
 
     /// Payload bytes.

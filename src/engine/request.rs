@@ -6,10 +6,9 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::correlation::RootKey;
 use super::dispatch::{Buffer, NotTaken, Outbound, Payload};
 use super::handle::Engine;
-use super::pending::{CallError, Pending, Reply, take};
+use super::pending::{CallError, Pending, Reply};
 use super::shared::Shared;
 use crate::base::clock::Deadline;
 use crate::base::failure::Failure;
@@ -161,8 +160,9 @@ impl<'e> RequestBuilder<'e> {
     pub fn loan(self, len: usize) -> Result<Loan, DispatchError> {
         let mut outbound = self.outbound();
         let buffer = self.engine.shared().loan(&mut outbound, len).map_err(settled)?;
-        let room = RoomNotice(Arc::clone(self.engine.shared()), outbound.lane);
-        Ok(Loan { engine: self.engine.clone(), outbound, buffer, len, _room: room })
+        let room =
+            RoomNotice { shared: Arc::clone(self.engine.shared()), lane: outbound.lane, is_owed: true };
+        Ok(Loan { engine: self.engine.clone(), outbound, buffer, len, room })
     }
 
     /// [`RequestBuilder::loan`] with every byte zero.
@@ -171,11 +171,6 @@ impl<'e> RequestBuilder<'e> {
         loan.fill(0);
         Ok(loan)
     }
-}
-
-fn wait_and_take(engine: &Engine, root: RootKey) -> Result<Reply, CallError> {
-    engine.shared().wait(root);
-    take(engine.shared(), root)
 }
 
 pub(super) fn settled(refused: NotTaken<'_>) -> DispatchError {
@@ -198,15 +193,22 @@ pub struct Loan {
     buffer: Buffer,
     len: usize,
     /// Behind `buffer`: fields are dropped in order.
-    _room: RoomNotice,
+    room: RoomNotice,
 }
 
 /// Tells those who wait for room when a loan has been given back unsent.
-struct RoomNotice(Arc<Shared>, Option<u16>);
+struct RoomNotice {
+    shared: Arc<Shared>,
+    lane: Option<u16>,
+    /// Not of what has been answered: whoever read the answer has told them.
+    is_owed: bool,
+}
 
 impl Drop for RoomNotice {
     fn drop(&mut self) {
-        self.0.loan_ended(self.1);
+        if self.is_owed {
+            self.shared.loan_ended(self.lane);
+        }
     }
 }
 
@@ -234,7 +236,7 @@ impl Loan {
     /// Sends the request if there is a slot now; else gives it back.
     #[expect(clippy::result_large_err, reason = "the loan itself comes back")]
     pub fn try_dispatch(self) -> Result<Pending, TryDispatchError<Self>> {
-        let Self { engine, outbound, buffer, len, _room } = self;
+        let Self { engine, outbound, buffer, len, room } = self;
         engine.shared().look_for_room(&outbound);
         let busy = match engine.shared().submit(&outbound, Self::payload(buffer, len)) {
             Ok(admitted) => {
@@ -245,14 +247,15 @@ impl Loan {
             Err(NotTaken::Busy(Payload::Bytes(_))) => unreachable!("a loan is never sent from a slice"),
             Err(refused) => return Err(TryDispatchError::Refused(settled(refused))),
         };
-        Err(TryDispatchError::Busy(Self { engine, outbound, buffer: busy, len, _room }))
+        Err(TryDispatchError::Busy(Self { engine, outbound, buffer: busy, len, room }))
     }
 
     /// Sends the request and waits for its reply.
     pub fn call(self) -> Result<Reply, CallError> {
-        let payload = Self::payload(self.buffer, self.len);
-        let admitted = self.engine.shared().submit_waiting(&self.outbound, payload).map_err(settled)?;
-        wait_and_take(&self.engine, admitted.root)
+        let Self { engine, outbound, buffer, len, mut room } = self;
+        let reply = engine.shared().call_in_place(&outbound, Self::payload(buffer, len));
+        room.is_owed = reply.is_err();
+        reply
     }
 }
 

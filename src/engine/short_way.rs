@@ -19,8 +19,10 @@ use crate::shm::spin::Next;
 /// A request that has been sent, and where.
 pub(super) struct Sent<'s> {
     pub admitted: Admitted,
-    link: &'s Link,
-    position: u64,
+    pub link: &'s Link,
+    pub position: u64,
+    /// Whether its payload lies in the arena. Then that of its reply is likely to as well.
+    pub is_large: bool,
 }
 
 impl Shared {
@@ -52,19 +54,19 @@ impl Shared {
         }
         let (admitted, position) = self.admit(link, group, outbound).ok()?;
         self.launch(link, outbound, &admitted, position, Outgoing::Inline(bytes));
-        Some(Sent { admitted, link, position })
+        Some(Sent { admitted, link, position, is_large: false })
     }
 
     /// Waits for the reply to a request while it need not sleep, and takes it out of the lane itself. `None`: something
     /// else has come, or nothing.
     #[inline(always)]
-    fn own_reply(&self, outbound: &Outbound, sent: &Sent<'_>) -> Option<Reply> {
+    pub(super) fn own_reply(self: &Arc<Self>, outbound: &Outbound, sent: &Sent<'_>) -> Option<Reply> {
         let Sent { admitted, link, .. } = sent;
         link.begin_looking();
         let mut spinner = link.end.spinner_for_own(self.waiting);
         let reply = loop {
             if link.end.has_reply() {
-                break self.read_own(outbound, sent);
+                break self.read_own_of_either_size(outbound, sent);
             }
             // Somebody else may have read it.
             if self.correlation.phase(admitted.root) != Phase::Open {
@@ -95,8 +97,16 @@ impl Shared {
     }
 
     #[inline(always)]
+    fn read_own_of_either_size(self: &Arc<Self>, outbound: &Outbound, sent: &Sent<'_>) -> Option<Reply> {
+        if sent.is_large {
+            return self.read_own_block(outbound, sent).or_else(|| self.read_own(outbound, sent));
+        }
+        self.read_own(outbound, sent).or_else(|| self.read_own_block(outbound, sent))
+    }
+
+    #[inline(always)]
     fn read_own(&self, outbound: &Outbound, sent: &Sent<'_>) -> Option<Reply> {
-        let Sent { admitted, link, position } = sent;
+        let Sent { admitted, link, position, .. } = sent;
         let now_ns = self.noted_clock_ns();
         link.end.read_own(*position, admitted.ticket.0, |reply| {
             let carried = (reply.trace_id, reply.tags);

@@ -122,6 +122,8 @@ pub struct EngineEnd {
     shares: AtomicU32,
     /// What is known of how long the worker takes.
     lull: AtomicU32,
+    /// Payload bytes of the request that was sent last, if they lie in the arena.
+    block_bytes: AtomicU32,
     /// What the worker had begun when its memory was given back.
     pub(super) last_started: AtomicU64,
 }
@@ -167,6 +169,7 @@ impl EngineEnd {
             released: Line(AtomicU64::new(0)),
             shares: AtomicU32::new(0),
             lull: AtomicU32::new(Lull::default().to_word()),
+            block_bytes: AtomicU32::new(0),
             last_started: AtomicU64::new(0),
             request,
             reply,
@@ -215,15 +218,18 @@ impl EngineEnd {
     /// The budget of one wait for this lane's worker.
     #[inline(always)]
     pub fn spinner(&self, policy: Waiting) -> Spinner {
-        // Relaxed: a habit of the scheduler, not a fact.
-        Spinner::new(policy, self.shares.load(Ordering::Relaxed) != 0)
+        // Relaxed: a habit of the scheduler, not a fact; and who sends beside us may have changed the other.
+        let block_bytes = self.block_bytes.load(Ordering::Relaxed);
+        Spinner::new(policy, self.shares.load(Ordering::Relaxed) != 0).beside_payload(block_bytes.into())
     }
 
     /// The budget of a wait for the reply to a request that has just been sent.
     #[inline(always)]
     pub fn spinner_for_own(&self, policy: Waiting) -> Spinner {
         let lull = Lull::from_word(self.lull.load(Ordering::Relaxed));
-        Spinner::behind(lull, policy, self.shares.load(Ordering::Relaxed) != 0)
+        let block_bytes = self.block_bytes.load(Ordering::Relaxed);
+        let shares = self.shares.load(Ordering::Relaxed) != 0;
+        Spinner::behind(lull, policy, shares).beside_payload(block_bytes.into())
     }
 
     /// Remembers what such a wait has learned.
@@ -293,6 +299,14 @@ impl EngineEnd {
         let place = self.request_ring.place(position);
         let record = &self.records[self.request_ring.index(position)];
         record.ticket.store(envelope.ticket, Ordering::Relaxed);
+        let block_bytes = match payload {
+            Outgoing::Inline(_) => 0,
+            Outgoing::Block(_, len) => len as u32,
+        };
+        // Mostly as it was: no store.
+        if self.block_bytes.load(Ordering::Relaxed) != block_bytes {
+            self.block_bytes.store(block_bytes, Ordering::Relaxed);
+        }
         match payload {
             Outgoing::Inline(bytes) => {
                 place.slot.copy_in(bytes);
@@ -482,7 +496,8 @@ impl EngineEnd {
             }
             FramePayload::Inline { at: self.reply_ring.inline_at(position), len }
         } else {
-            FramePayload::Block(self.hold(&envelope)?)
+            let block = BlockPlace { payload_at: envelope.payload_at, len: envelope.payload_len };
+            FramePayload::Block(self.hold(block)?)
         };
         let last =
             if envelope.flags & flags::LAST == 0 { LastMark::No } else { self.end_oldest(envelope.ticket) };
@@ -496,26 +511,21 @@ impl EngineEnd {
         if freed == self.head.0.load(Ordering::Acquire) || record.ticket.load(Ordering::Relaxed) != ticket {
             return LastMark::Stray;
         }
+        self.free_oldest(freed);
+        LastMark::Ended
+    }
+
+    /// Frees the slot and the block of the oldest request, which stands at `position`.
+    #[inline(always)]
+    pub(super) fn free_oldest(&self, position: u64) {
+        // Only the holder of the role is here, and who sends into this slot again finds it freed first: no exchange.
+        let record = &self.records[self.request_ring.index(position)];
         let block = record.block.load(Ordering::Relaxed);
         if block != 0 {
             record.block.store(0, Ordering::Relaxed);
             self.arena.take_back(block).expect("a sent block is published until its LAST");
         }
-        self.free_oldest(freed);
-        LastMark::Ended
-    }
-
-    /// Whether the request at `position` has a block in the arena.
-    #[inline(always)]
-    pub(super) fn has_block(&self, position: u64) -> bool {
-        self.records[self.request_ring.index(position)].block.load(Ordering::Relaxed) != 0
-    }
-
-    /// Frees the slot of the oldest request, which stands at `position`.
-    #[inline(always)]
-    pub(super) fn free_oldest(&self, position: u64) {
-        // Only the holder of the role is here, and who sends into this slot again finds it freed first: no exchange.
-        self.records[self.request_ring.index(position)].ticket.store(0, Ordering::Relaxed);
+        record.ticket.store(0, Ordering::Relaxed);
         self.freed.0.store(position + 1, Ordering::Release);
     }
 

@@ -9,7 +9,6 @@ use crate::base::limits::CACHE_LINE_BYTES;
 use crate::base::sync::{AtomicU64, Ordering};
 use crate::shm::block::InPlace;
 use crate::shm::view::Memory;
-use crate::wire::envelope::Envelope;
 use crate::wire::geometry::units_of;
 use crate::wire::release;
 
@@ -24,10 +23,9 @@ pub struct BlockPlace {
 }
 
 impl EngineEnd {
-    /// Checks where a frame's block lies and holds it.
+    /// Checks where a frame's block lies and holds it. An error changes nothing.
     #[inline(never)]
-    pub(super) fn hold(&self, envelope: &Envelope) -> Result<BlockPlace, Rule> {
-        let block = BlockPlace { payload_at: envelope.payload_at, len: envelope.payload_len };
+    pub(super) fn hold(&self, block: BlockPlace) -> Result<BlockPlace, Rule> {
         let arena_bytes = self.geometry.reply_arena_bytes;
         let offset = block.offset();
         if !offset.is_multiple_of(self.unit_bytes()) || offset >= arena_bytes {
@@ -36,12 +34,22 @@ impl EngineEnd {
         if block.len as usize > arena_bytes - offset {
             return Err(Rule::PayloadLength);
         }
+        // Whoever waits for it reads it next.
+        self.reply.prefetch_read(self.reply_layout.arena_at + offset, block.len as usize);
         let (word, bit) = self.held_bit(block);
         if word.fetch_or(bit, Ordering::AcqRel) & bit != 0 {
             return Err(Rule::BlockHeld);
         }
         self.held_bytes.fetch_add(u64::from(block.len), Ordering::Relaxed);
         Ok(block)
+    }
+
+    /// Undoes [`EngineEnd::hold`]: the frame is still to be read.
+    #[cold]
+    pub(super) fn hold_not(&self, block: BlockPlace) {
+        self.held_bytes.fetch_sub(u64::from(block.len), Ordering::Relaxed);
+        let (word, bit) = self.held_bit(block);
+        word.fetch_and(!bit, Ordering::AcqRel);
     }
 
     /// The smallest block of the reply arena.

@@ -1,7 +1,8 @@
-//! The usual reply, read by the very one who waits for it: a success that fits its slot, and ends the oldest request
-//! of the lane. Whatever is not so is left as it stands, to [`EngineEnd::read`].
+//! The usual reply, read by the very one who waits for it: a success that ends the oldest request of the lane, in its
+//! slot or in the arena. Whatever is not so is left as it stands, to [`EngineEnd::read`].
 
 use super::engine_end::EngineEnd;
+use super::held_blocks::BlockPlace;
 use crate::base::sync::Ordering;
 use crate::shm::ring::Look;
 use crate::shm::view::{PeerSlot, Slot};
@@ -41,6 +42,53 @@ impl EngineEnd {
         taken
     }
 
+    /// The same for a reply that lies in the arena: its block is held. `ends` decides by trace id and tags, as the worker
+    /// carried them back, whether it ends the request.
+    #[inline(never)]
+    pub fn read_own_block(
+        &self,
+        position: u64,
+        ticket: u64,
+        ends: impl FnOnce([u64; 2], u64) -> bool,
+    ) -> Option<BlockPlace> {
+        if !self.take_role() {
+            return None;
+        }
+        let block = self.next_block_if_own(position, ticket, ends);
+        self.give_role_back();
+        block
+    }
+
+    #[inline(always)]
+    fn next_block_if_own(
+        &self,
+        position: u64,
+        ticket: u64,
+        ends: impl FnOnce([u64; 2], u64) -> bool,
+    ) -> Option<BlockPlace> {
+        // Relaxed: as below.
+        let next = self.next.load(Ordering::Relaxed);
+        let is_oldest = self.freed.0.load(Ordering::Relaxed) == position;
+        let place = self.reply_ring.place(next);
+        if !is_oldest || place.look() != Look::Ready {
+            return None;
+        }
+        let [_, first, second, of, _, tags, payload, head] = place.slot.words();
+        let block = BlockPlace { payload_at: (payload >> 32) as u32, len: payload as u32 };
+        if of != ticket || head >> envelope::SAID_SHIFT != USUAL || block.payload_at == 0 {
+            return None;
+        }
+        // A broken rule is found once more by who reads it next, and told.
+        let block = self.hold(block).ok()?;
+        if self.holds_much() || !ends([first, second], tags) {
+            self.hold_not(block);
+            return None;
+        }
+        self.free_oldest(position);
+        self.consumed(next + 1);
+        Some(block)
+    }
+
     #[inline(always)]
     fn next_if_own<T>(
         &self,
@@ -57,10 +105,8 @@ impl EngineEnd {
         }
         let [_, first, second, of, _, tags, payload, head] = place.slot.words();
         // Inline: the upper half, its place in the arena, is 0.
-        let is_usual = of == ticket
-            && head >> envelope::SAID_SHIFT == USUAL
-            && payload <= self.inline_bytes() as u64
-            && !self.has_block(position);
+        let is_usual =
+            of == ticket && head >> envelope::SAID_SHIFT == USUAL && payload <= self.inline_bytes() as u64;
         if !is_usual {
             return None;
         }
@@ -77,5 +123,94 @@ impl OwnReply<'_> {
     #[inline(always)]
     pub fn copy_to(&self, out: &mut [u8]) {
         self.slot.copy_out(out);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::base::ids::{Identity, NodeId, Ticket};
+    use crate::base::waiting::Waiting;
+    use crate::lane::{Outgoing, Read, Said, WorkerEnd};
+    use crate::os::futex::Word;
+    use crate::os::map::Mapping;
+    use crate::os::memfd;
+    use crate::os::poll::EventFd;
+    use crate::shm::view::View;
+    use crate::wire::envelope::{ENGINE, Envelope};
+    use crate::wire::geometry::Geometry;
+
+    const ARENA: usize = 4096;
+    const GEOMETRY: Geometry =
+        Geometry { slots: 4, slot_bytes: 256, request_arena_bytes: ARENA, reply_arena_bytes: ARENA };
+
+    fn segment(bytes: usize) -> (View, View) {
+        let fd = memfd::create("own-test", bytes as u64).unwrap();
+        let writer = Mapping::writable(fd.as_fd(), bytes).unwrap();
+        (View::new(writer), View::new(Mapping::read_only(fd.as_fd(), bytes).unwrap()))
+    }
+
+    fn lane() -> (EngineEnd, WorkerEnd) {
+        let (request, request_seen) = segment(GEOMETRY.request().total);
+        let (reply, reply_seen) = segment(GEOMETRY.reply().total);
+        let (bell, stop) = (EventFd::new().unwrap(), Arc::new(Word::new(0)));
+        let worker = WorkerEnd::new(request_seen, reply, GEOMETRY, Waiting::Spin, bell, stop);
+        (EngineEnd::new(request, reply_seen, GEOMETRY), worker)
+    }
+
+    /// Sends a request that takes the whole arena, and has it answered in a block of `len` bytes.
+    fn answered(engine: &EngineEnd, worker: &mut WorkerEnd, ticket: u64, len: usize) -> u64 {
+        let envelope = Envelope::execute(&Identity::default(), Ticket(ticket), 0, ENGINE, NodeId(0));
+        let position = engine.claim().unwrap();
+        let whole = engine.arena().take(ARENA).unwrap();
+        engine.send(position, envelope, Outgoing::Block(whole, ARENA));
+        worker.receive().unwrap();
+        let mut block = worker.block(len, 1).unwrap();
+        block.fill(ticket as u8);
+        worker.put_block(Said::new(kind::TERMINAL, status::SUCCESS, 0, 0), block, len, 1).unwrap();
+        worker.finish();
+        position
+    }
+
+    #[test]
+    fn memory_01_a_large_reply_that_is_left_alone_can_still_be_read() {
+        let (engine, mut worker) = lane();
+        for ticket in 1..50 {
+            let position = answered(&engine, &mut worker, ticket, 1000);
+            assert_eq!(engine.read_own_block(position, ticket + 1, |_, _| true), None, "another's");
+            assert_eq!(engine.read_own_block(position, ticket, |_, _| false), None, "ends nothing");
+            assert!(engine.arena().take(1).is_err(), "nothing has happened");
+            let mut block = None;
+            if ticket % 2 == 0 {
+                block = engine.read_own_block(position, ticket, |_, _| true);
+            } else {
+                let read = engine.read(|frame| {
+                    if let crate::lane::FramePayload::Block(place) = frame.payload {
+                        block = Some(place);
+                    }
+                    Ok(())
+                });
+                assert_eq!(read, Read::Frames(1));
+            }
+            let block = block.expect("it is there");
+            let mut bytes = [0; 1000];
+            engine.copy_block(block, &mut bytes);
+            assert_eq!(bytes, [ticket as u8; 1000]);
+            engine.release(block);
+        }
+    }
+
+    #[test]
+    fn memory_01_beyond_half_the_arena_a_large_reply_is_left_to_be_copied_out() {
+        let (engine, mut worker) = lane();
+        let position = answered(&engine, &mut worker, 1, ARENA / 2);
+        let held = engine.read_own_block(position, 1, |_, _| true).expect("half of it");
+        let position = answered(&engine, &mut worker, 2, 64);
+        assert_eq!(engine.read_own_block(position, 2, |_, _| true), None);
+        engine.release(held);
+        assert!(engine.read_own_block(position, 2, |_, _| true).is_some());
     }
 }

@@ -29,6 +29,10 @@ use crate::wire::release;
 /// Without `futex_waitv` a sleeping worker looks for a stop this often.
 const STOP_LOOK_NS: u64 = 50_000_000;
 
+/// From so many blocks on that the engine has, one looks whether it has released some: as many as there are entries of
+/// the release ring in a line.
+const MOST_LENT: u64 = 8;
+
 /// No room came free before the deadline, or a stop came first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NoRoom;
@@ -131,6 +135,10 @@ pub struct WorkerEnd {
     consumed: u64,
     /// Next entry of the release ring.
     released: u64,
+    /// Blocks that the engine has, or has released unnoticed.
+    lent: u64,
+    /// Payload bytes of the latest request and of its replies, as far as they lie in arenas.
+    moved_bytes: u64,
     /// Node calls so far.
     progress: u64,
     /// Of the request that is being served: what its replies carry back unchanged.
@@ -177,6 +185,8 @@ impl WorkerEnd {
             head: 0,
             consumed: 0,
             released: 0,
+            lent: 0,
+            moved_bytes: 0,
             progress: 0,
             origin: Origin::default(),
             staged: None,
@@ -240,7 +250,7 @@ impl WorkerEnd {
 
     /// Waits until the next request is there; tells whether it has waited for us.
     fn wait(&mut self) -> Option<bool> {
-        let mut spinner = Spinner::new(self.policy, self.shares);
+        let mut spinner = Spinner::new(self.policy, self.shares).beside_payload(self.moved_bytes);
         let mut has_waited = false;
         loop {
             match self.request_ring.place(self.next).look() {
@@ -285,6 +295,11 @@ impl WorkerEnd {
             0 => self.request_ring.inline_at(position),
             at => self.request_layout.arena_at + (at as usize - 1) * crate::base::limits::CACHE_LINE_BYTES,
         };
+        self.moved_bytes = 0;
+        if envelope.payload_at != 0 {
+            self.request.prefetch_read(payload_at, envelope.payload_len as usize);
+            self.moved_bytes = u64::from(envelope.payload_len);
+        }
         self.origin = Origin::of(&envelope);
         self.next += 1;
         Incoming { position, envelope, has_waited, payload_at }
@@ -338,6 +353,12 @@ impl WorkerEnd {
     /// A block of the reply arena; waits for room until the deadline (0 = none).
     pub fn block(&mut self, len: usize, deadline_ns: u64) -> Result<Block, NoRoom> {
         loop {
+            // Looking at the engine's word costs its cache line: not for each block, while there is room.
+            if self.lent < MOST_LENT
+                && let Ok(block) = self.arena.take(len)
+            {
+                return Ok(block);
+            }
             self.take_back_blocks();
             if let Ok(block) = self.arena.take(len) {
                 return Ok(block);
@@ -369,6 +390,8 @@ impl WorkerEnd {
         deadline_ns: u64,
     ) -> Result<(), NoRoom> {
         self.slot(deadline_ns)?;
+        self.lent += 1;
+        self.moved_bytes += len as u64;
         self.staged = Some(Staged::new(said, len, block.publish()));
         Ok(())
     }
@@ -443,6 +466,7 @@ impl WorkerEnd {
             let at = self.request_layout.release_at + 8 * (self.released % places) as usize;
             let Some(block) = release::block_of(self.request.load_acquire(at), self.released) else { return };
             self.released += 1;
+            self.lent = self.lent.saturating_sub(1);
             // An engine that returns what it never had is broken; the block stays as it is.
             let _ = self.arena.take_back(block);
         }

@@ -8,12 +8,17 @@
 //!
 //! ```text
 //! large:    one bit per 64 units. Set = taken, whole or split.
+//! split:    one bit per large unit that may be split: where to look for small units. A hint.
 //! small[i]: one bit per unit of large unit i while that is split; all ones while it is not.
 //! ```
 //!
 //! A payload of up to half a large unit takes a run of small units; a larger one a run of large units. The
-//! whole arena can be one block. A split unit whose small bits are all clear is closed by the thread that
-//! swaps `0 → all ones`, and only that thread clears the large bit.
+//! whole arena can be one block. A split unit stays split when its last block comes back, since the next one
+//! is about to be taken. Where large units are wanted and none are to be had, those whose small bits are all
+//! clear are closed: by the thread that swaps `0 → all ones`, and only that thread clears the large bit.
+//!
+//! Large blocks take turns among a few places: to write what the peer has only just read, and still has in its
+//! own cache, takes half as long again as to write what has left that since.
 #![allow(unsafe_code)]
 
 use std::ops::{Deref, DerefMut};
@@ -35,6 +40,9 @@ pub struct NotPublished;
 /// Which units are taken. Private to the writing process.
 pub(super) struct UnitMap {
     large: AtomicU64,
+    split: AtomicU64,
+    /// Large unit at which the next run of them is looked for first. A hint.
+    turn: AtomicU32,
     small: Box<[AtomicU64]>,
 }
 
@@ -56,6 +64,9 @@ fn find_run(taken: u64, count: u32) -> Option<u32> {
     (starts != 0).then(|| starts.trailing_zeros())
 }
 
+/// Places among which large blocks of one size take turns.
+const TURNS: u32 = 4;
+
 impl UnitMap {
     /// Units per large unit.
     const SPLIT: u32 = 64;
@@ -65,27 +76,41 @@ impl UnitMap {
         let unusable = if large == 64 { 0 } else { !run(0, large) };
         Self {
             large: AtomicU64::new(unusable),
+            split: AtomicU64::new(0),
+            turn: AtomicU32::new(0),
             small: (0..large).map(|_| AtomicU64::new(u64::MAX)).collect(),
         }
     }
 
     /// Takes `units` neighbouring units; returns the first.
+    #[inline]
     pub(super) fn take(&self, units: u32) -> Option<u32> {
-        if units > Self::SPLIT / 2 {
-            return self.take_large(units.div_ceil(Self::SPLIT)).map(|large| large * Self::SPLIT);
+        if units <= Self::SPLIT / 2 {
+            return self.take_small(units);
         }
-        for (i, word) in self.small.iter().enumerate() {
-            // Relaxed: only a hint; the compare-and-swap below decides.
+        let count = units.div_ceil(Self::SPLIT);
+        let large = self.take_large(count).or_else(|| self.take_closed(count));
+        large.map(|large| large * Self::SPLIT)
+    }
+
+    #[inline]
+    fn take_small(&self, units: u32) -> Option<u32> {
+        // Relaxed, here and below: only hints; the compare-and-swap decides.
+        let mut split = self.split.load(Ordering::Relaxed);
+        while split != 0 {
+            let large = split.trailing_zeros();
+            split &= split - 1;
+            let word = &self.small[large as usize];
             let mut taken = word.load(Ordering::Relaxed);
             while let Some(at) = find_run(taken, units) {
-                // Acquire: pairs with the Release of `give_small`, so that the previous user's accesses are over.
+                // Acquire: pairs with the Release of `give`, so that the previous user's accesses are over.
                 match word.compare_exchange_weak(
                     taken,
                     taken | run(at, units),
                     Ordering::AcqRel,
                     Ordering::Relaxed,
                 ) {
-                    Ok(_) => return Some(i as u32 * Self::SPLIT + at),
+                    Ok(_) => return Some(large * Self::SPLIT + at),
                     Err(now) => taken = now,
                 }
             }
@@ -93,6 +118,7 @@ impl UnitMap {
         let large = self.take_large(1)?;
         // Release: opens the split unit to others; pairs with the Acquire of their compare-and-swap.
         self.small[large as usize].store(run(0, units), Ordering::Release);
+        self.split.fetch_or(1 << large, Ordering::Relaxed);
         Some(large * Self::SPLIT)
     }
 
@@ -100,9 +126,16 @@ impl UnitMap {
         if count as usize > self.small.len() {
             return None;
         }
+        // Apart by a power of two, so that one that is held leaves half the arena in one piece.
+        let step = count.next_power_of_two();
+        // Relaxed: a hint.
+        let takes_turns = TURNS * step <= self.small.len() as u32;
+        let turn = takes_turns.then(|| self.turn.load(Ordering::Relaxed));
+        let turn = turn.filter(|turn| (1..TURNS * step).contains(turn));
         let mut taken = self.large.load(Ordering::Relaxed);
         loop {
-            let at = find_run(taken, count)?;
+            let in_turn = turn.and_then(|turn| find_run(taken | run(0, turn), count));
+            let at = in_turn.or_else(|| find_run(taken, count))?;
             // Acquire: pairs with the Release of `give_large`.
             match self.large.compare_exchange_weak(
                 taken,
@@ -110,25 +143,47 @@ impl UnitMap {
                 Ordering::AcqRel,
                 Ordering::Relaxed,
             ) {
-                Ok(_) => return Some(at),
+                Ok(_) => {
+                    if takes_turns {
+                        self.turn.store(at + step, Ordering::Relaxed);
+                    }
+                    return Some(at);
+                }
                 Err(now) => taken = now,
             }
         }
     }
 
+    /// [`UnitMap::take_large`] after the split units that nobody uses have been closed.
+    ///
+    /// Who comes while another thread does this may find no room where there is some. That other thread takes it, or
+    /// somebody else holds room; either way there is a notice of room to come.
+    #[cold]
+    fn take_closed(&self, count: u32) -> Option<u32> {
+        let mut split = self.split.load(Ordering::Relaxed);
+        while split != 0 {
+            let large = split.trailing_zeros();
+            split &= split - 1;
+            let word = &self.small[large as usize];
+            // Acquire: pairs with the Release of `give`.
+            if word.compare_exchange(0, u64::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                self.split.fetch_and(!(1 << large), Ordering::Relaxed);
+                self.give_large(large, 1);
+            }
+        }
+        self.take_large(count)
+    }
+
     /// Gives back what `take(units)` returned.
+    #[inline]
     pub(super) fn give(&self, first: u32, units: u32) {
         let large = first / Self::SPLIT;
         if units > Self::SPLIT / 2 {
             return self.give_large(large, units.div_ceil(Self::SPLIT));
         }
-        let word = &self.small[large as usize];
         let mask = run(first % Self::SPLIT, units);
-        let before = word.fetch_and(!mask, Ordering::AcqRel);
+        let before = self.small[large as usize].fetch_and(!mask, Ordering::Release);
         debug_assert!(before & mask == mask, "units given back twice");
-        if before == mask && word.compare_exchange(0, u64::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            self.give_large(large, 1);
-        }
     }
 
     /// Takes whatever is free, for good.
@@ -150,7 +205,13 @@ impl UnitMap {
     fn is_empty(&self) -> bool {
         let units = self.small.len() as u32;
         let unusable = if units == 64 { 0 } else { !run(0, units) };
-        self.large.load(Ordering::Acquire) == unusable
+        let is_free = |large: u32, word: &AtomicU64| match word.load(Ordering::Acquire) {
+            0 => true,
+            word => word == u64::MAX && self.large.load(Ordering::Acquire) >> large & 1 == 0,
+        };
+        let mut words = (0..).zip(&self.small);
+        self.large.load(Ordering::Acquire) & unusable == unusable
+            && words.all(|(large, word)| is_free(large, word))
     }
 }
 
@@ -197,7 +258,10 @@ impl Arena {
         // Counted before it is taken: see `close`.
         let arena = Arc::clone(self);
         let first = self.map.take(units).ok_or(NoRoom)?;
-        Ok(Block { arena, first, units, len })
+        let block = Block { arena, first, units, len };
+        // What the peer has read of it comes back here while its user is still about to write.
+        self.view.prefetch_write(block.at(), len);
+        Ok(block)
     }
 
     /// Lets no block be taken any more; true once nobody has one that has not been published. `self` must be the
@@ -354,6 +418,36 @@ mod tests {
             let halves = [arena.take(bytes / 2).ok(), arena.take(bytes / 2).ok()];
             assert!(halves.iter().all(Option::is_some));
         }
+    }
+
+    #[test]
+    fn large_blocks_take_turns_and_leave_half_the_arena_in_one_piece() {
+        for len in [16 << 10, 12 << 10, 64 << 10, 40 << 10] {
+            let arena = arena(1 << 18);
+            let mut places = Vec::new();
+            for _ in 0..8 {
+                let block = arena.take(len).unwrap();
+                assert!(arena.take(1 << 17).is_ok(), "{len} bytes at {}", block.at());
+                places.push(block.at());
+                drop(block);
+            }
+            assert_eq!(places[..4], places[4..], "{len} bytes");
+            assert!(places[..4].is_sorted_by(|one, next| one < next), "{len} bytes at {places:?}");
+        }
+    }
+
+    #[test]
+    fn small_blocks_come_back_to_the_same_place_until_a_large_one_needs_it() {
+        let arena = arena(1 << 18);
+        let at = arena.take(200).unwrap().at();
+        assert_eq!(arena.take(200).unwrap().at(), at);
+        let whole = arena.take(1 << 18).unwrap();
+        assert!(arena.take(200).is_err());
+        drop(whole);
+        let small = arena.take(200).unwrap();
+        assert!(arena.take(1 << 18).is_err());
+        drop(small);
+        assert!(arena.take(1 << 18).is_ok());
     }
 
     #[test]

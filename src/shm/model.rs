@@ -221,3 +221,31 @@ fn loom_arena_units_are_given_to_one_thread_at_a_time() {
         assert!(map.take(64).is_some(), "all room came back");
     });
 }
+
+#[test]
+fn loom_arena_units_are_closed_by_one_thread_and_for_one_thread() {
+    loom::model(|| {
+        let map = Arc::new(UnitMap::new(64));
+        // Split, and empty: one thread wants it as it is, the other whole.
+        let first = map.take(1).unwrap();
+        map.give(first, 1);
+        let owned = Arc::new(AtomicU64::new(0));
+        let threads: Vec<_> = [1, 64]
+            .into_iter()
+            .map(|units| {
+                let (map, owned) = (Arc::clone(&map), Arc::clone(&owned));
+                thread::spawn(move || {
+                    if let Some(first) = map.take(units) {
+                        assert_eq!(owned.swap(1, Ordering::Relaxed), 0, "taken twice");
+                        owned.store(0, Ordering::Relaxed);
+                        map.give(first, units);
+                    }
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        let whole = map.take(64).expect("all room came back");
+        map.give(whole, 64);
+        assert!(map.take(32).is_some(), "and can be split again");
+    });
+}

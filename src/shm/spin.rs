@@ -20,6 +20,8 @@ const YIELDS_PER_CLOCK: u32 = 4;
 const PAUSING_NS: u64 = 10_000;
 /// `adaptive`: looking in all: about what sleeping and waking across processors costs.
 const ADAPTIVE_NS: u64 = 60_000;
+/// `adaptive`: bytes that a peer writes or copies in a ns where that takes long, between core complexes.
+const BYTES_PER_NS: u64 = 8;
 /// `spin`: the processor is offered to others this often, in case the peer waits for it.
 const SPIN_YIELD_NS: u64 = 50_000;
 
@@ -60,6 +62,8 @@ pub struct Spinner {
     /// Both sides were last seen on one processor.
     shares: bool,
     looks: u32,
+    /// How much longer the peer takes because of the payload that it has at hand.
+    payload_ns: u64,
     began_ns: u64,
     yielded_ns: u64,
     yielding: bool,
@@ -71,7 +75,14 @@ impl Spinner {
     #[inline(always)]
     pub fn new(policy: Waiting, shares: bool) -> Self {
         let looks = if shares { QUICK_LOOKS } else { 0 };
-        Self { policy, shares, looks, began_ns: 0, yielded_ns: 0, yielding: shares }
+        Self { policy, shares, looks, payload_ns: 0, began_ns: 0, yielded_ns: 0, yielding: shares }
+    }
+
+    /// A budget for a peer that has a payload of so many bytes at hand: falling asleep while it copies them would
+    /// cost more than waiting on, and as little as it would then take no wait for it is wasted for long.
+    #[inline(always)]
+    pub fn beside_payload(self, bytes: u64) -> Self {
+        Self { payload_ns: bytes / BYTES_PER_NS, ..self }
     }
 
     /// A fresh budget, behind a lull where there is a processor for each side.
@@ -97,7 +108,7 @@ impl Spinner {
 
     /// The same wait, from the beginning.
     pub fn renew(&mut self) {
-        *self = Self::new(self.policy, self.shares);
+        *self = Self { payload_ns: self.payload_ns, ..Self::new(self.policy, self.shares) };
     }
 
     /// Waits a little, or says that it is time to sleep.
@@ -139,8 +150,8 @@ impl Spinner {
         let waited_ns = now_ns.saturating_sub(self.began_ns);
         self.shares = processors.shared();
         match self.policy {
-            Waiting::Adaptive if waited_ns >= ADAPTIVE_NS => return Next::Sleep,
-            Waiting::Adaptive => self.yielding = self.shares || waited_ns >= PAUSING_NS,
+            Waiting::Adaptive if waited_ns >= ADAPTIVE_NS + self.payload_ns => return Next::Sleep,
+            Waiting::Adaptive => self.yielding = self.shares || waited_ns >= PAUSING_NS + self.payload_ns,
             _ => {
                 self.yielding = self.shares;
                 if now_ns.saturating_sub(self.yielded_ns) >= SPIN_YIELD_NS {
