@@ -434,17 +434,19 @@ impl Shared {
 
     /// A failure on its way to its caller: whoever listens is told first.
     pub fn told(&self, failure: Failure) -> Failure {
+        // Subscribers and listeners are the user's; what they do changes nothing here.
         #[cfg(feature = "tracing")]
-        tracing::warn!(
-            target: "handbell",
-            group = failure.group(),
-            category = failure.category().name(),
-            cause = ?failure.cause(),
-            started = failure.started(),
-            "handoff_failure"
-        );
+        contain(|| {
+            tracing::warn!(
+                target: "handbell",
+                group = failure.group(),
+                category = failure.category().name(),
+                cause = ?failure.cause(),
+                started = failure.started(),
+                "handoff_failure"
+            );
+        });
         if let Some(listener) = &self.failure_listener {
-            // It is the user's; what it does changes nothing here.
             contain(|| listener(&failure));
         }
         failure

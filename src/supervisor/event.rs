@@ -68,17 +68,19 @@ pub(crate) type Listener = Arc<dyn Fn(&WorkerNotice) + Send + Sync>;
 
 /// Hands a notice to whoever listens.
 pub(crate) fn tell(listener: Option<&Listener>, notice: &WorkerNotice) {
+    // Subscribers and listeners are the user's; what they do changes nothing here.
     #[cfg(feature = "tracing")]
-    tracing::info!(
-        target: "handbell",
-        group = &*notice.group,
-        process = notice.process,
-        pid = notice.pid,
-        event = ?notice.event,
-        "worker"
-    );
+    contain(|| {
+        tracing::info!(
+            target: "handbell",
+            group = &*notice.group,
+            process = notice.process,
+            pid = notice.pid,
+            event = ?notice.event,
+            "worker"
+        );
+    });
     if let Some(listener) = listener {
-        // It is the user's; what it does changes nothing here.
         contain(|| listener(notice));
     }
 }

@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use handbell::{App, CallError, Profile, Waiting};
+use handbell::{App, CallError, Drain, Profile, Waiting};
 
 use crate::exit::{Exit, Problem};
 use crate::input::{self, Batch, Event, Source};
@@ -180,12 +180,12 @@ pub fn run(app: &App, args: &DemoArgs) -> Exit {
     let input = source.name.clone();
     let (demo, interrupt) = match begin(args, source, sink, &sides) {
         Ok(begun) => begun,
-        Err(problem) => return problem.tell(),
+        Err(problem) => return end(problem, sides),
     };
     // Told before the engines are stopped: who waits for the message need not wait for a stop.
     let summary = match decide(demo, &sides) {
         Ok((streamed, alone)) => finish(args, input, streamed, alone, sides),
-        Err(problem) => return interrupt.explain(problem).tell(),
+        Err(problem) => return end(interrupt.explain(problem), sides),
     };
     interrupt.finish();
     if let Err(problem) = show(&summary, args) {
@@ -197,6 +197,14 @@ pub fn run(app: &App, args: &DemoArgs) -> Exit {
     };
     // The JSON object says it already, and stands alone.
     if args.json { problem.exit } else { problem.tell() }
+}
+
+/// Ends a run that failed. The thread that listens to signals holds the engines as well, so that letting go of them
+/// would not stop them.
+fn end(problem: Problem, sides: Vec<Side>) -> Exit {
+    let exit = problem.tell();
+    sides.iter().for_each(|side| drop(side.engine().stop(Drain::within(Duration::ZERO))));
+    exit
 }
 
 type Opened = (Source, Option<Sink>, Vec<Side>);

@@ -156,7 +156,9 @@ impl Fed {
         drop(stdin);
         assert_eq!(stderr, format!("remote handoff transport failed for group '{group}'\n"));
         assert!(status.code() == Some(6) && rest.is_empty());
-        workers.into_iter().for_each(gone);
+        // Ended and reaped by the command itself, not left to whoever takes orphans over.
+        let left = workers.iter().filter_map(|pid| state_of(*pid)).collect::<Vec<_>>();
+        assert!(left.is_empty(), "{left:?}");
     }
 
     fn end(self) -> (ExitStatus, Vec<u8>, String) {
