@@ -90,7 +90,7 @@ fn handoff_04_workers_killed_at_random_moments_leave_nothing() {
     });
     let [births, work, late] = moments.map(AtomicU64::into_inner);
     println!("killed before they were ready: {births}, at work: {work}, at the stop or never: {late}");
-    until("nobody is left", || watch::children().is_empty() || !marked(&token()).is_empty());
+    until("nobody is left", || watch::children().is_empty() && marked(&token()).is_empty());
 }
 
 /// Kills the worker that was started as this one, unless it has ended; whether it has been started.
