@@ -55,6 +55,7 @@ fn main() {
         boot_04_who_never_calls_fails_the_start,
         boot_04_who_is_busy_and_never_calls_fails_the_start,
         stop_ipc_05_an_engine_that_is_paused_in_the_handshake_blames_nobody,
+        boot_03_a_worker_that_is_stopped_in_the_handshake_starts,
         boot_04_who_dies_before_it_calls_fails_the_start,
         boot_04_who_calls_from_elsewhere_fails_the_start,
         boot_04_who_calls_and_says_nothing_fails_the_start,
@@ -102,6 +103,16 @@ fn be_born(birth: &BirthByHand, way: &str) -> ! {
             kill(engine, Signal::CONT);
             // Who is to be late is late by now.
             std::thread::sleep(Duration::from_millis(300));
+            obey(call(caller, birth.credentials()).expect("answered"), birth, way);
+        }
+        "stands_still" => {
+            birth.map(port);
+            let own = std::process::id();
+            let goes_on = format!("sleep 3; kill -CONT {own}");
+            let mut sh =
+                std::process::Command::new("sh").args(["-c", &goes_on]).spawn().expect("there is a shell");
+            kill(own as i32, Signal::STOP);
+            sh.wait().expect("it has ended");
             obey(call(caller, birth.credentials()).expect("answered"), birth, way);
         }
         "is_busy" => {
@@ -381,6 +392,13 @@ fn boot_03_a_worker_by_hand_is_ready_when_it_says_so() {
     assert_eq!(stop(&engine).workers[0].mode, StopMode::Graceful);
     let gracefully = WorkerEvent::Stopped { gracefully: true };
     assert_eq!(notices.events()[2..], [WorkerEvent::Drained, gracefully]);
+}
+
+fn boot_03_a_worker_that_is_stopped_in_the_handshake_starts() {
+    let begin = Instant::now();
+    let engine = born("stands_still").0.expect("it goes on");
+    assert!(begin.elapsed() >= Duration::from_secs(3), "it stood still for longer than a handshake may take");
+    stop(&engine);
 }
 
 /// It had two seconds, and so many things of it were refused.

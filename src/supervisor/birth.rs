@@ -358,7 +358,7 @@ impl<'a> Unborn<'a> {
             if now_ns.saturating_sub(looked_ns) > STALL_NS {
                 self.listener.put_off(now_ns + HANDSHAKE_NS);
             } else if self.listener.next_ns().is_some_and(|until_ns| until_ns <= now_ns)
-                && child::wants_processor(pid)
+                && (child::wants_processor(pid) || child::is_stopped(pid))
                 && child::processor_ns(pid)
                     .zip(processor_ns)
                     .is_some_and(|(now, then)| now < then + HANDSHAKE_WORK_NS)
