@@ -282,13 +282,24 @@ fn born(way: &str) -> (Result<Engine, StartError>, Notices) {
 
 /// The start is refused; what it says. Its worker has been told of, and of its end.
 fn refused(way: &str) -> StartError {
+    refused_and_rejected(way).0
+}
+
+/// The same, and for what reasons the doorbell refused what came: each is told once.
+fn refused_and_rejected(way: &str) -> (StartError, Vec<&'static str>) {
     let (started, notices) = born(way);
     let error = started.map(drop).expect_err("it cannot start");
-    let stopped = WorkerEvent::Stopped { gracefully: false };
-    assert_eq!(notices.events(), [WorkerEvent::Started, stopped], "{way}");
+    let (mut events, mut reasons) = (Vec::new(), Vec::new());
+    for event in notices.events() {
+        match event {
+            WorkerEvent::DoorbellReject(reason) => reasons.push(reason),
+            event => events.push(event),
+        }
+    }
+    assert_eq!(events, [WorkerEvent::Started, WorkerEvent::Stopped { gracefully: false }], "{way}");
     let pid = notices.all()[0].pid;
     assert_eq!(common::watch::state_of(pid), None, "it has been reaped");
-    error
+    (error, reasons)
 }
 
 /// A bundle's first bytes, and room for what follows and for the credentials.
@@ -440,7 +451,9 @@ fn starts_though_it_is_paused() -> ! {
 
 fn boot_04_who_calls_from_elsewhere_fails_the_start() {
     // The stranger, and the silence of the one that was awaited. It knows that it was turned away, and ends.
-    assert!(matches!(refused("calls_from_elsewhere"), StartError::Refused { .. } | StartError::Died { .. }));
+    let (error, reasons) = refused_and_rejected("calls_from_elsewhere");
+    assert!(matches!(error, StartError::Refused { .. } | StartError::Died { .. }), "{error}");
+    assert_eq!(reasons[0], "stranger");
 }
 
 fn boot_04_who_calls_and_says_nothing_fails_the_start() {
@@ -529,7 +542,8 @@ fn succession_refused(way: &str, step: StartStep, reason: RefusedFor) {
         "{way}"
     );
     let mut others = notices.all();
-    others.retain(|notice| notice.pid != born);
+    let is_reject = |event: &WorkerEvent| matches!(event, WorkerEvent::DoorbellReject(_));
+    others.retain(|notice| notice.pid != born && !is_reject(&notice.event));
     let of_the_second: Vec<_> = others.iter().map(|notice| notice.event.clone()).collect();
     assert_eq!(of_the_second, [Started, WorkerEvent::Stopped { gracefully: false }], "{way}");
     assert!(others[0].pid > 0 && others[0].pid == others[1].pid, "{way}: {others:?}");
@@ -549,7 +563,9 @@ fn sec_ipc_09_an_engine_starts_under_a_flood() {
     let [("stranger", count)] = rejects(&engine)[..] else { panic!("{:?}", rejects(&engine)) };
     assert!(count >= 20, "{count}");
     assert_eq!(stop(&engine).workers[0].mode, StopMode::Graceful);
-    assert_eq!(notices.events().len(), 4);
+    // However many there were.
+    let told = notices.events().into_iter().filter(|event| *event == WorkerEvent::DoorbellReject("stranger"));
+    assert_eq!((told.count(), notices.events().len()), (1, 5));
 }
 
 fn sec_ipc_09_a_second_call_is_a_stranger() {
@@ -557,7 +573,7 @@ fn sec_ipc_09_a_second_call_is_a_stranger() {
     let engine = started.expect("strangers hinder nobody");
     assert_eq!(rejects(&engine), [("stranger", 3)]);
     assert_eq!(stop(&engine).workers[0].mode, StopMode::Graceful);
-    assert_eq!(notices.events().len(), 4);
+    assert_eq!(notices.events().len(), 5);
 }
 
 fn sec_ipc_02_a_broken_message_ends_the_worker_and_is_told() {

@@ -24,7 +24,7 @@ use crate::base::ids::{GroupId, NodeId};
 use crate::base::limits::{BUNDLE_BYTES, HANDSHAKE_NS};
 use crate::base::refusal::{RefusedFor, StartStep};
 use crate::base::waiting::Waiting;
-use crate::doorbell::{Connection, EngineSession, EngineTerms, Listener, Timing, Turn};
+use crate::doorbell::{Connection, EngineSession, EngineTerms, Listener, Reject, Timing, Turn};
 use crate::lane::EngineEnd;
 use crate::os::child::{self, Exit, Spawned};
 use crate::os::owner::Owner;
@@ -419,9 +419,19 @@ impl<'a> Unborn<'a> {
             unreachable!("it is born once, after it was sealed")
         };
         connection.session().go();
+        self.tell_of_rejects(worker.pid());
         self.spec.tell(worker.pid(), WorkerEvent::Ready);
         worker.take_over(connection, *self.listener.rejects(), clock::monotonic_ns());
         Started { worker, lane }
+    }
+
+    /// Tells what was refused where it was to call, once for each reason: however many strangers come, that is one thing
+    /// to know. How many there were is counted.
+    fn tell_of_rejects(&self, pid: i32) {
+        let rejects = self.listener.rejects();
+        for reason in Reject::ALL.into_iter().filter(|reason| rejects.of(*reason) > 0) {
+            self.spec.tell(pid, WorkerEvent::DoorbellReject(reason.name()));
+        }
     }
 
     fn worker(&self) -> &Worker {
@@ -570,6 +580,7 @@ impl Drop for Unborn<'_> {
     fn drop(&mut self) {
         if let Some(worker) = self.worker.take() {
             worker.end();
+            self.tell_of_rejects(worker.pid());
             self.spec.tell(worker.pid(), WorkerEvent::Stopped { gracefully: false });
         }
     }

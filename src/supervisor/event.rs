@@ -22,7 +22,7 @@ pub enum WorkerEvent {
     Recovered,
     /// It has ended what was in flight, as it was told to.
     Drained,
-    /// Its doorbell refused what came; for what reason, by a stable name.
+    /// Its doorbell refused what came; for what reason, by a stable name. While it is born, once for each reason.
     DoorbellReject(&'static str),
     /// It has ended without being told to.
     Crashed(Cause),

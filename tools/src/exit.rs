@@ -25,7 +25,7 @@ pub enum Exit {
     Timeout = 7,
     /// A node failed.
     Execution = 8,
-    /// A stop came before all lines were decided.
+    /// A stop came before the run was over.
     Shutdown = 9,
     /// The profiles decided differently, or a measured reply is not what was asked for.
     Difference = 10,
@@ -43,7 +43,7 @@ impl Exit {
         (Self::Transport, "transport: the worker died or cannot be reached"),
         (Self::Timeout, "timeout: a line was not decided before its deadline"),
         (Self::Execution, "execution: a node failed"),
-        (Self::Shutdown, "shutdown: Ctrl-C or SIGTERM came before all lines were decided"),
+        (Self::Shutdown, "shutdown: Ctrl-C or SIGTERM came before the run was over"),
         (Self::Difference, "the two profiles decided differently, or a measured reply is wrong"),
         (Self::Ledger, "the ledger does not balance"),
     ];

@@ -59,7 +59,7 @@ impl Interrupt {
         let Some(signal) = self.came.get() else { return problem };
         let cut_off = self.stop.join().unwrap_or_default();
         if problem.exit == Exit::Shutdown && cut_off == 0 {
-            let message = format!("stopped by {signal} before all lines were decided");
+            let message = format!("stopped by {signal} before the run was over");
             return Problem { exit: Exit::Shutdown, message };
         }
         problem

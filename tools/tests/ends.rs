@@ -353,7 +353,7 @@ fn stop_ipc_01_an_interrupted_demo_decides_what_is_in_flight() {
             let (status, rest, stderr) = fed.end();
             drop(stdin);
             let name = if signal == Signal::INT { "SIGINT" } else { "SIGTERM" };
-            assert_eq!(stderr, format!("stopped by {name} before all lines were decided\n"));
+            assert_eq!(stderr, format!("stopped by {name} before the run was over\n"));
             assert_eq!(status.code(), Some(9));
             assert!(expected.starts_with(&replies) && rest.is_empty());
             workers.into_iter().for_each(gone);
@@ -387,7 +387,7 @@ fn is_cut_off(group: &str, pause: Duration) -> bool {
     drop(stdin);
     assert!(status.code() == Some(9) && rest.is_empty(), "{stderr}");
     workers.into_iter().for_each(gone);
-    let is_in_order = stderr == "stopped by SIGTERM before all lines were decided\n";
+    let is_in_order = stderr == "stopped by SIGTERM before the run was over\n";
     assert!(is_in_order || stderr == format!("remote handoff shut down for group '{group}'\n"), "{stderr}");
     !is_in_order
 }
