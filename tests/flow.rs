@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use handbell::testing;
 use handbell::{
     App, CallError, Category, Counters, Engine, EngineBuilder, NodeError, NodeId, Output, Pending, Plan,
-    Profile, Request, TryDispatchError,
+    Profile, Request, TryDispatchError, Waiting,
 };
 
 mod common;
-use common::scripted::{self, Gate};
+use common::scripted::{self, Gate, trail};
 use common::{Numbers, TOKEN, balanced, failure, far, ms, pattern, stop, token, until};
 
 program![
@@ -27,6 +27,7 @@ program![
     flow_01_forward_bytes_keep_new_requests_out,
     flow_01_a_run_beside_held_requests_goes_on,
     flow_01_a_loan_gives_way_to_forwards,
+    flow_01_callers_who_read_each_others_outputs,
 ];
 
 /// Half of each arena.
@@ -306,4 +307,25 @@ fn flow_01_a_loan_gives_way_to_forwards() {
         assert_eq!(*call.join().unwrap().unwrap().bytes(), [5; 4096]);
     });
     stop(&engine);
+}
+
+/// Whoever reads an output hands it on, also for another who waits; that one must not go on looking where its request
+/// was.
+fn flow_01_callers_who_read_each_others_outputs() {
+    let plan = Plan::new().group("front", ["a"]).group("back", ["b"]).edge("a", "b");
+    for waiting in [Waiting::Spin, Waiting::Adaptive] {
+        let engine = app().engine(plan.clone()).env(TOKEN, token()).waiting(waiting).start().unwrap();
+        let a = engine.node("a").unwrap();
+        let call = |words: &str| trail(&engine.call(a, &scripted::script(words), far()).unwrap());
+        for _ in 0..40 {
+            std::thread::scope(|scope| {
+                let goes_on = scope.spawn(|| call("a:z1 >b;b:z2 ="));
+                // It is answered right behind the output of the other, mostly by who waits here.
+                assert_eq!(call("a:="), "a");
+                assert_eq!(goes_on.join().unwrap(), "a b");
+            });
+        }
+        balanced(&engine);
+        stop(&engine);
+    }
 }

@@ -61,8 +61,9 @@ impl Shared {
             return Err(block);
         }
         let Ok((admitted, position)) = self.admit(link, group, outbound) else { return Err(block) };
+        let moves = self.correlation.moves(admitted.root.index);
         self.launch(link, outbound, &admitted, position, Outgoing::Block(block, len));
-        Ok(Sent { admitted, link, position, is_large: true })
+        Ok(Sent { admitted, link, position, moves, is_large: true })
     }
 
     /// Takes a large reply to a request out of the lane, if that is what stands there.

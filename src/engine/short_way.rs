@@ -21,6 +21,8 @@ pub(super) struct Sent<'s> {
     pub admitted: Admitted,
     pub link: &'s Link,
     pub position: u64,
+    /// How often hops of the root had got a lane before it was sent.
+    pub moves: u64,
     /// Whether its payload lies in the arena. Then that of its reply is likely to as well.
     pub is_large: bool,
 }
@@ -53,8 +55,9 @@ impl Shared {
             return None;
         }
         let (admitted, position) = self.admit(link, group, outbound).ok()?;
+        let moves = self.correlation.moves(admitted.root.index);
         self.launch(link, outbound, &admitted, position, Outgoing::Inline(bytes));
-        Some(Sent { admitted, link, position, is_large: false })
+        Some(Sent { admitted, link, position, moves, is_large: false })
     }
 
     /// Waits for the reply to a request while it need not sleep, and takes it out of the lane itself. `None`: something
@@ -68,8 +71,9 @@ impl Shared {
             if link.end.has_reply() {
                 break self.read_own_of_either_size(outbound, sent);
             }
-            // Somebody else may have read it.
-            if self.correlation.phase(admitted.root) != Phase::Open {
+            // Somebody else may have read it, or an output of it that goes on: then nothing need come here any more.
+            let is_here = self.correlation.moves(admitted.root.index) == sent.moves;
+            if !is_here || self.correlation.phase(admitted.root) != Phase::Open {
                 break None;
             }
             match spinner.step(link.end.processors()) {
