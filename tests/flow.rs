@@ -313,7 +313,7 @@ fn flow_01_a_loan_gives_way_to_forwards() {
 /// was.
 fn flow_01_callers_who_read_each_others_outputs() {
     let plan = Plan::new().group("front", ["a"]).group("back", ["b"]).edge("a", "b");
-    for waiting in [Waiting::Spin, Waiting::Adaptive] {
+    for waiting in [Waiting::Spin, Waiting::Adaptive, Waiting::Block] {
         let engine = app().engine(plan.clone()).env(TOKEN, token()).waiting(waiting).start().unwrap();
         let a = engine.node("a").unwrap();
         let call = |words: &str| trail(&engine.call(a, &scripted::script(words), far()).unwrap());

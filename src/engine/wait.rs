@@ -38,7 +38,6 @@ impl<'s> Watch<'s> {
     fn begin(&mut self) {
         self.moves = self.shared.correlation.moves(self.key.index);
         self.count = 0;
-        self.has_read = false;
         for lane in self.shared.correlation.lanes_of(self.key) {
             // A place of the list for each hop entry; the same lane twice does no harm, but costs a look.
             if self.count < MOST_LANES && !self.lanes[..self.count].contains(&lane) {
@@ -46,6 +45,14 @@ impl<'s> Watch<'s> {
                 self.count += 1;
             }
         }
+        self.resume();
+    }
+
+    /// Looks on at the same lanes after a sleep. If the root has moved on meanwhile, they are left in order: whoever
+    /// sleeps on there counts on one who looks, or watches.
+    #[inline(always)]
+    fn resume(&mut self) {
+        self.has_read = false;
         self.links().for_each(Link::begin_looking);
     }
 
@@ -155,7 +162,7 @@ impl Shared {
                 Next::Sleep => {
                     self.expire_if_due(key, self.read_clock());
                     self.sleep(&watch);
-                    watch.begin();
+                    watch.resume();
                     spinner = watch.spinner();
                 }
             }
