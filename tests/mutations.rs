@@ -87,15 +87,15 @@ const MUTANTS: [Mutant; 32] = [
     Mutant {
         name: "ticket-of-an-own-reply",
         file: "src/lane/own_reply.rs",
-        guard: "let is_usual = of == ticket",
-        without: "let is_usual = of | ticket != 0",
+        guard: "let is_usual = of == ticket &&",
+        without: "let is_usual = of | ticket != 0 &&",
         tests: &["--test", "lying"],
     },
     Mutant {
         name: "length-of-an-own-reply",
         file: "src/lane/own_reply.rs",
-        guard: "&& payload <= self.inline_bytes() as u64",
-        without: "&& payload <= 4096",
+        guard: "let is_inline = payload <= self.inline_bytes() as u64;",
+        without: "let is_inline = payload <= 4096;",
         tests: &["--test", "lying"],
     },
     Mutant {

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use super::correlation::Source;
 use super::dispatch::{Outbound, Payload};
-use super::pending::{CallError, Reply, take};
-use super::request::settled;
+use super::pending::{CallError, Reply};
 use super::shared::Shared;
 use super::short_way::Sent;
 use crate::base::ids::Identity;
@@ -20,28 +19,19 @@ impl Shared {
         outbound: &Outbound,
         payload: Payload<'static>,
     ) -> Result<Reply, CallError> {
-        let (sent, payload) = match payload {
+        let payload = match payload {
             Payload::Block(source, block, len) => match self.send_block_at_once(outbound, source, block, len)
             {
-                Ok(sent) => (Some(sent), None),
-                Err(block) => (None, Some(Payload::Block(source, block, len))),
+                Ok(sent) => return self.answer_to(outbound, &sent),
+                Err(block) => Payload::Block(source, block, len),
             },
             Payload::Staged(bytes, len) => match self.submit_at_once(outbound, &bytes[..len]) {
-                Some(sent) => (Some(sent), None),
-                None => (None, Some(Payload::Staged(bytes, len))),
+                Some(sent) => return self.answer_to(outbound, &sent),
+                None => Payload::Staged(bytes, len),
             },
-            payload @ Payload::Bytes(_) => (None, Some(payload)),
+            payload @ Payload::Bytes(_) => payload,
         };
-        let admitted = match (sent, payload) {
-            (Some(sent), _) => match self.own_reply(outbound, &sent) {
-                Some(reply) => return Ok(reply),
-                None => sent.admitted,
-            },
-            (None, Some(payload)) => self.submit_or_wait(outbound, payload).map_err(settled)?,
-            (None, None) => unreachable!("what has not been sent is still here"),
-        };
-        self.wait(admitted.root);
-        take(self, admitted.root)
+        self.call_the_long_way(outbound, payload)
     }
 
     /// Sends a request whose payload lies in the arena of `source`. `Err`: nothing has happened.

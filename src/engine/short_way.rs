@@ -31,13 +31,33 @@ impl Shared {
     /// Sends a request, waits for its end, and takes that.
     #[inline(always)]
     pub fn call(self: &Arc<Self>, outbound: &Outbound, bytes: &[u8]) -> Result<Reply, CallError> {
-        let admitted = match self.submit_at_once(outbound, bytes) {
-            Some(sent) => match self.own_reply(outbound, &sent) {
-                Some(reply) => return Ok(reply),
-                None => sent.admitted,
-            },
-            None => self.submit_or_wait(outbound, Payload::Bytes(bytes)).map_err(settled)?,
-        };
+        match self.submit_at_once(outbound, bytes) {
+            Some(sent) => self.answer_to(outbound, &sent),
+            None => self.call_the_long_way(outbound, Payload::Bytes(bytes)),
+        }
+    }
+
+    /// The end of a request that has been sent: by the short way, or the long one.
+    #[inline(always)]
+    pub(super) fn answer_to(
+        self: &Arc<Self>,
+        outbound: &Outbound,
+        sent: &Sent<'_>,
+    ) -> Result<Reply, CallError> {
+        if let Some(reply) = self.own_reply(outbound, sent) {
+            return Ok(reply);
+        }
+        self.wait(sent.admitted.root);
+        take(self, sent.admitted.root)
+    }
+
+    #[inline(never)]
+    pub(super) fn call_the_long_way(
+        self: &Arc<Self>,
+        outbound: &Outbound,
+        payload: Payload<'_>,
+    ) -> Result<Reply, CallError> {
+        let admitted = self.submit_or_wait(outbound, payload).map_err(settled)?;
         self.wait(admitted.root);
         take(self, admitted.root)
     }
@@ -63,7 +83,7 @@ impl Shared {
     /// Waits for the reply to a request while it need not sleep, and takes it out of the lane itself. `None`: something
     /// else has come, or nothing.
     #[inline(always)]
-    pub(super) fn own_reply(self: &Arc<Self>, outbound: &Outbound, sent: &Sent<'_>) -> Option<Reply> {
+    fn own_reply(self: &Arc<Self>, outbound: &Outbound, sent: &Sent<'_>) -> Option<Reply> {
         let Sent { admitted, link, .. } = sent;
         link.begin_looking();
         let mut spinner = link.end.spinner_for_own(self.waiting);

@@ -22,9 +22,20 @@ pub struct OwnReply<'a> {
 /// The upper half of the last word of a usual reply's envelope.
 const USUAL: u64 = envelope::said_word(kind::TERMINAL, status::SUCCESS, flags::LAST);
 
+/// What stands next in the lane, if it is the usual reply to one's own request, in a slot or in the arena.
+struct Usual<'a> {
+    /// Its position.
+    at: u64,
+    trace_id: [u64; 2],
+    tags: u64,
+    /// The word of length and place.
+    payload: u64,
+    slot: PeerSlot<'a>,
+}
+
 impl EngineEnd {
-    /// Reads the next reply if it is the usual one to `ticket`, which stands at `position` among the requests.
-    /// `take` decides whether it ends the request, and what is taken of it. `None`: nothing has happened.
+    /// Reads the next reply if it is the usual one to `ticket`, which stands at `position` among the requests, and fits
+    /// its slot. `take` decides whether it ends the request, and what is taken of it. `None`: nothing has happened.
     ///
     /// A full fence stands between the publication of the new position and this function's return.
     #[inline(always)]
@@ -34,12 +45,12 @@ impl EngineEnd {
         ticket: u64,
         take: impl FnOnce(OwnReply<'_>) -> Option<T>,
     ) -> Option<T> {
-        if !self.take_role() {
-            return None;
-        }
-        let taken = self.next_if_own(position, ticket, take);
-        self.give_role_back();
-        taken
+        self.read_usual(position, ticket, |usual| {
+            let Usual { trace_id, tags, payload, slot, .. } = usual;
+            // Inline: the upper half, its place in the arena, is 0.
+            let is_inline = payload <= self.inline_bytes() as u64;
+            is_inline.then_some(OwnReply { trace_id, tags, len: payload as usize, slot }).and_then(take)
+        })
     }
 
     /// The same for a reply that lies in the arena: its block is held. `ends` decides by trace id and tags, as the worker
@@ -51,70 +62,55 @@ impl EngineEnd {
         ticket: u64,
         ends: impl FnOnce([u64; 2], u64) -> bool,
     ) -> Option<BlockPlace> {
+        self.read_usual(position, ticket, |usual| {
+            let block = BlockPlace { payload_at: (usual.payload >> 32) as u32, len: usual.payload as u32 };
+            if block.payload_at == 0 {
+                return None;
+            }
+            // A broken rule is found once more by who reads it next, and told.
+            let block = self.hold(block).ok()?;
+            if self.holds_much() || !ends(usual.trace_id, usual.tags) {
+                self.hold_not(block);
+                return None;
+            }
+            Some(block)
+        })
+    }
+
+    /// As reader, and for one frame.
+    #[inline(always)]
+    fn read_usual<T>(
+        &self,
+        position: u64,
+        ticket: u64,
+        take: impl FnOnce(Usual<'_>) -> Option<T>,
+    ) -> Option<T> {
         if !self.take_role() {
             return None;
         }
-        let block = self.next_block_if_own(position, ticket, ends);
+        let taken = self.usual(position, ticket).and_then(|usual| {
+            let at = usual.at;
+            let taken = take(usual)?;
+            self.free_oldest(position);
+            self.consumed(at + 1);
+            Some(taken)
+        });
         self.give_role_back();
-        block
+        taken
     }
 
     #[inline(always)]
-    fn next_block_if_own(
-        &self,
-        position: u64,
-        ticket: u64,
-        ends: impl FnOnce([u64; 2], u64) -> bool,
-    ) -> Option<BlockPlace> {
-        // Relaxed: as below.
-        let next = self.next.load(Ordering::Relaxed);
-        let is_oldest = self.freed.0.load(Ordering::Relaxed) == position;
-        let place = self.reply_ring.place(next);
-        if !is_oldest || place.look() != Look::Ready {
-            return None;
-        }
-        let [_, first, second, of, _, tags, payload, head] = place.slot.words();
-        let block = BlockPlace { payload_at: (payload >> 32) as u32, len: payload as u32 };
-        if of != ticket || head >> envelope::SAID_SHIFT != USUAL || block.payload_at == 0 {
-            return None;
-        }
-        // A broken rule is found once more by who reads it next, and told.
-        let block = self.hold(block).ok()?;
-        if self.holds_much() || !ends([first, second], tags) {
-            self.hold_not(block);
-            return None;
-        }
-        self.free_oldest(position);
-        self.consumed(next + 1);
-        Some(block)
-    }
-
-    #[inline(always)]
-    fn next_if_own<T>(
-        &self,
-        position: u64,
-        ticket: u64,
-        take: impl FnOnce(OwnReply<'_>) -> Option<T>,
-    ) -> Option<T> {
+    fn usual(&self, position: u64, ticket: u64) -> Option<Usual<'_>> {
         // Relaxed: only holders of the role write these, and the role orders them.
-        let next = self.next.load(Ordering::Relaxed);
+        let at = self.next.load(Ordering::Relaxed);
         let is_oldest = self.freed.0.load(Ordering::Relaxed) == position;
-        let place = self.reply_ring.place(next);
+        let place = self.reply_ring.place(at);
         if !is_oldest || place.look() != Look::Ready {
             return None;
         }
         let [_, first, second, of, _, tags, payload, head] = place.slot.words();
-        // Inline: the upper half, its place in the arena, is 0.
-        let is_usual =
-            of == ticket && head >> envelope::SAID_SHIFT == USUAL && payload <= self.inline_bytes() as u64;
-        if !is_usual {
-            return None;
-        }
-        let reply = OwnReply { trace_id: [first, second], tags, len: payload as usize, slot: place.slot };
-        let taken = take(reply)?;
-        self.free_oldest(position);
-        self.consumed(next + 1);
-        Some(taken)
+        let is_usual = of == ticket && head >> envelope::SAID_SHIFT == USUAL;
+        is_usual.then_some(Usual { at, trace_id: [first, second], tags, payload, slot: place.slot })
     }
 }
 
