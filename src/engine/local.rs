@@ -5,14 +5,16 @@
 //! it; what nobody waits for is run by a thread of the engine's, the runner. The executor is the one that
 //! workers use; its frames go straight to the correlation table.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::correlation::{Admission, Admitted, Branch, Correlation, Refused, RootKey, Source};
 use super::dispatch::{NotTaken, Outbound, Payload};
 use super::forward::Wakes;
 use super::local_port::LocalPort;
+use super::pending::{CallError, Reply, take};
 use super::shared::{Lane, Shared};
 use crate::base::clock::has_passed;
 use crate::base::ids::{GroupId, Identity, NodeId, Ticket};
@@ -20,8 +22,8 @@ use crate::node::executor::{self, Executor};
 use crate::node::request::Cancellation;
 use crate::os::clock;
 
-/// A request that waits for its states.
-pub(super) struct Job {
+/// A request that waits for its states, or has them.
+pub(super) struct Job<'a> {
     /// Its place in the order of this lane's requests, from 0.
     position: u64,
     cancelled: bool,
@@ -30,12 +32,29 @@ pub(super) struct Job {
     target: u16,
     pub identity: Identity,
     pub deadline_ns: u64,
-    payload: Vec<u8>,
+    payload: Cow<'a, [u8]>,
     /// It came from another group, and its bytes are counted as held between groups.
     forwarded: bool,
 }
 
-impl Job {
+impl<'a> Job<'a> {
+    #[inline(always)]
+    fn new(outbound: &Outbound, admitted: &Admitted, position: u64, payload: Cow<'a, [u8]>) -> Self {
+        Self {
+            position,
+            cancelled: false,
+            root: admitted.root,
+            ticket: admitted.ticket,
+            target: outbound.target.0,
+            identity: Identity { trace_id: admitted.trace_id, ..outbound.identity },
+            deadline_ns: outbound.deadline_ns,
+            payload,
+            forwarded: false,
+        }
+    }
+}
+
+impl Job<'static> {
     /// What a branch of an open root is to run.
     pub fn of(branch: &Branch<'_>, target: NodeId, payload: Vec<u8>, correlation: &Correlation) -> Self {
         Self {
@@ -46,7 +65,7 @@ impl Job {
             target: target.0,
             identity: correlation.identity(branch.root.index),
             deadline_ns: correlation.deadline_ns(branch.root.index),
-            payload,
+            payload: payload.into(),
             forwarded: true,
         }
     }
@@ -57,29 +76,19 @@ pub(super) struct Local {
     pub source: Source,
     pub group: GroupId,
     executor: Mutex<Executor>,
-    queue: Mutex<Queue>,
+    queue: Mutex<VecDeque<Job<'static>>>,
+    /// Its length, and more while one is about to come in.
+    waiting: AtomicU64,
+    /// Requests that have ever come in.
+    count: AtomicU64,
     /// Requests that have been begun.
     begun: AtomicU64,
-    /// Requests that have been run to their end, or skipped.
+    /// Requests that have been run to their end, or skipped. Only who holds the executor changes it.
     ended: AtomicU64,
     /// The latest request, + 1, that was cancelled after it had left the queue.
     cancelled: AtomicU64,
     /// How many new requests may wait.
     capacity: usize,
-}
-
-#[derive(Default)]
-struct Queue {
-    jobs: VecDeque<Job>,
-    /// Requests that have ever come in.
-    count: u64,
-}
-
-impl Queue {
-    fn push(&mut self, job: Job) {
-        self.jobs.push_back(Job { position: self.count, ..job });
-        self.count += 1;
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -94,6 +103,8 @@ impl Local {
             group,
             executor: Mutex::new(executor),
             queue: Mutex::default(),
+            waiting: AtomicU64::new(0),
+            count: AtomicU64::new(0),
             begun: AtomicU64::new(0),
             ended: AtomicU64::new(0),
             cancelled: AtomicU64::new(0),
@@ -109,51 +120,67 @@ impl Local {
         payload: Payload<'a>,
     ) -> Result<Admitted, NotTaken<'a>> {
         let mut queue = lock(&self.queue);
-        if queue.jobs.len() >= self.capacity {
+        if queue.len() >= self.capacity {
             return Err(NotTaken::Busy(payload));
         }
-        let admission = Admission {
+        let admitted = match self.register(correlation, outbound) {
+            Ok(admitted) => admitted,
+            Err(Refused::Full) => return Err(NotTaken::Busy(payload)),
+            Err(Refused::TraceInFlight) => return Err(NotTaken::TraceInFlight),
+        };
+        let position = self.place();
+        correlation.placed(admitted.ticket, position);
+        fence(Ordering::SeqCst);
+        correlation.published(admitted.root, outbound.deadline_ns);
+        let job = Job::new(outbound, &admitted, position, payload.into_vec().into());
+        // Who ends the root after the fence finds the request in the queue, once this lets go of it.
+        queue.push_back(Job { cancelled: !correlation.is_open(admitted.root), ..job });
+        Ok(admitted)
+    }
+
+    #[inline(always)]
+    fn register(&self, correlation: &Correlation, outbound: &Outbound) -> Result<Admitted, Refused> {
+        correlation.register(&Admission {
             identity: outbound.identity,
             deadline_ns: outbound.deadline_ns,
             home: self.source.lane,
             target: Some(self.source),
             group: self.group,
-        };
-        let admitted = match correlation.register(&admission) {
-            Ok(admitted) => admitted,
-            Err(Refused::Full) => return Err(NotTaken::Busy(payload)),
-            Err(Refused::TraceInFlight) => return Err(NotTaken::TraceInFlight),
-        };
-        correlation.placed(admitted.ticket, queue.count);
-        fence(Ordering::SeqCst);
-        correlation.published(admitted.root, outbound.deadline_ns);
-        // Who ends the root after the fence finds the request in the queue, once this lets go of it.
-        queue.push(Job {
-            position: 0,
-            cancelled: !correlation.is_open(admitted.root),
-            root: admitted.root,
-            ticket: admitted.ticket,
-            target: outbound.target.0,
-            identity: Identity { trace_id: admitted.trace_id, ..outbound.identity },
-            deadline_ns: outbound.deadline_ns,
-            payload: payload.into_vec(),
-            forwarded: false,
-        });
-        Ok(admitted)
+        })
+    }
+
+    /// The place of a request that is about to come into the queue. By who has locked it.
+    fn place(&self) -> u64 {
+        // In this order: see `place_at_once`.
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.count.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// The place of a request that is run at once, if none waits before it. By who holds the executor.
+    ///
+    /// Forbidden: a request has a place before this one, and has not been begun. Who takes a place in the queue counts
+    /// itself first; so either it is seen here, or its place is taken after this look, and the exchange fails unless it
+    /// comes before.
+    fn place_at_once(&self) -> Option<u64> {
+        let count = self.count.load(Ordering::SeqCst);
+        let is_next = !self.is_waited_for()
+            && self.count.compare_exchange(count, count + 1, Ordering::SeqCst, Ordering::Relaxed).is_ok();
+        is_next.then_some(count)
     }
 
     /// Takes a branch that another group handed on.
-    pub fn push(&self, branch: &Branch<'_>, job: Job, correlation: &Correlation) {
+    pub fn push(&self, branch: &Branch<'_>, job: Job<'static>, correlation: &Correlation) {
         let mut queue = lock(&self.queue);
-        branch.place(queue.count);
+        let position = self.place();
+        branch.place(position);
         fence(Ordering::SeqCst);
-        queue.push(Job { cancelled: !correlation.is_open(branch.root), ..job });
+        queue.push_back(Job { position, cancelled: !correlation.is_open(branch.root), ..job });
     }
 
     /// Says that the request at `position` is not wanted any more.
     pub fn cancel(&self, position: u64) {
         let mut queue = lock(&self.queue);
-        match queue.jobs.iter_mut().find(|job| job.position == position) {
+        match queue.iter_mut().find(|job| job.position == position) {
             Some(job) => job.cancelled = true,
             None => drop(self.cancelled.fetch_max(position + 1, Ordering::Relaxed)),
         }
@@ -166,18 +193,61 @@ impl Local {
 
     /// Requests that wait or run.
     pub fn load(&self) -> u64 {
-        lock(&self.queue).count - self.ended.load(Ordering::SeqCst)
+        // Read in this order: what has ended has come in before.
+        let ended = self.ended.load(Ordering::Acquire);
+        self.count.load(Ordering::SeqCst) - ended
     }
 
     fn is_waited_for(&self) -> bool {
-        !lock(&self.queue).jobs.is_empty()
+        self.waiting.load(Ordering::SeqCst) != 0
     }
 
-    fn pop(&self) -> Option<Job> {
-        lock(&self.queue).jobs.pop_front()
+    fn pop(&self) -> Option<Job<'static>> {
+        let job = lock(&self.queue).pop_front()?;
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        Some(job)
     }
 
     // ---- running ----
+
+    /// Runs a request in the thread that calls, if nothing stands before it. `None`: nothing has happened.
+    pub fn call(
+        &self,
+        shared: &Arc<Shared>,
+        outbound: &Outbound,
+        bytes: &[u8],
+    ) -> Option<Result<Reply, CallError>> {
+        let mut executor = self.executor.try_lock().ok()?;
+        let correlation = &shared.correlation;
+        let admitted = self.register(correlation, outbound).ok()?;
+        let Some(position) = self.place_at_once() else {
+            correlation.withdraw(admitted.root);
+            return None;
+        };
+        // Without a fence: who ends it now may find no place of it yet to be cancelled, and it is run all the same.
+        correlation.placed(admitted.ticket, position);
+        let job = Job::new(outbound, &admitted, position, bytes.into());
+        let end = self.run(shared, &mut executor, &job).finish_own(&admitted);
+        self.count_end();
+        drop(executor);
+        let end = match end {
+            Ok(reply) => {
+                // Its exchange stands for the fence behind the states that have come free.
+                correlation.free_own(&admitted);
+                shared.room_came_free();
+                Ok(reply)
+            }
+            Err(wakes) => {
+                Self::has_run(shared, wakes);
+                // Until here its owner alone looked after its deadline. Behind the fence of the line above.
+                correlation.published(admitted.root, outbound.deadline_ns);
+                shared.wait(admitted.root);
+                take(shared, admitted.root)
+            }
+        };
+        self.leave_to_runner(shared);
+        Some(end)
+    }
 
     /// Runs the oldest request if nobody is running one; whether it did.
     pub fn help(&self, shared: &Shared) -> bool {
@@ -186,21 +256,22 @@ impl Local {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => {
                 // Whoever runs may have found the queue empty just before something came into it.
-                if self.is_waited_for() {
-                    shared.runner.kick();
-                }
+                self.leave_to_runner(shared);
                 return false;
             }
         };
-        let Some(job) = self.pop() else { return false };
-        let wakes = self.run(shared, &mut executor, &job);
+        let Some(wakes) = self.run_next(shared, &mut executor) else { return false };
         drop(executor);
-        self.has_run(shared, wakes);
-        // Whoever found the lock taken sleeps now; what it waits for must not be left standing.
+        Self::has_run(shared, wakes);
+        self.leave_to_runner(shared);
+        true
+    }
+
+    /// Whoever found the states taken sleeps now; what it waits for must not be left standing.
+    fn leave_to_runner(&self, shared: &Shared) {
         if self.is_waited_for() {
             shared.runner.kick();
         }
-        true
     }
 
     /// Runs what waits, for those who do not.
@@ -208,26 +279,33 @@ impl Local {
         let mut ran = false;
         loop {
             let mut executor = lock(&self.executor);
-            let Some(job) = self.pop() else { return ran };
-            let wakes = self.run(shared, &mut executor, &job);
+            let Some(wakes) = self.run_next(shared, &mut executor) else { return ran };
             drop(executor);
-            self.has_run(shared, wakes);
+            Self::has_run(shared, wakes);
             ran = true;
         }
     }
 
-    /// Runs a request to its end. Returns who must be told, once the states are free again.
-    fn run(&self, shared: &Shared, executor: &mut Executor, job: &Job) -> Wakes {
-        let correlation = &shared.correlation;
+    /// Runs the oldest request. Returns who must be told, once the states are free again.
+    fn run_next(&self, shared: &Shared, executor: &mut Executor) -> Option<Wakes> {
+        let job = self.pop()?;
         if job.forwarded {
             shared.forward_gone(&job.payload);
         }
         if job.deadline_ns != 0 {
             shared.expire_if_due(job.root, clock::monotonic_ns());
         }
+        let wakes = self.run(shared, executor, &job).finish();
+        self.count_end();
+        Some(wakes)
+    }
+
+    /// Runs a request, unless it is not wanted any more; its last frame is still held back.
+    #[inline(always)]
+    fn run<'a>(&self, shared: &'a Shared, executor: &mut Executor, job: &'a Job<'_>) -> LocalPort<'a> {
         let mut port = LocalPort::new(self.source, self.group, shared, job);
-        let given_up = GivenUp { local: self, correlation, job };
-        if !job.cancelled && !given_up.is_cancelled() {
+        let given_up = GivenUp { local: self, correlation: &shared.correlation, job };
+        if !job.cancelled && !given_up.is_told() {
             // Release: what made the request is older; pairs with `started`.
             self.begun.store(job.position + 1, Ordering::Release);
             let incoming = executor::Incoming {
@@ -238,12 +316,16 @@ impl Local {
             };
             executor.execute(&incoming, &given_up, &mut port);
         }
-        port.finish()
+        port
     }
 
-    /// A request has been run, and its states are free.
-    fn has_run(&self, shared: &Shared, wakes: Wakes) {
-        self.ended.fetch_add(1, Ordering::SeqCst);
+    /// A request has been run to its end. By who holds the executor.
+    fn count_end(&self) {
+        self.ended.store(self.ended.load(Ordering::Relaxed) + 1, Ordering::Release);
+    }
+
+    /// What follows once the states of a request are free.
+    fn has_run(shared: &Shared, wakes: Wakes) {
         shared.wake(wakes);
         // The end of a request makes room in the queue.
         fence(Ordering::SeqCst);
@@ -296,12 +378,19 @@ impl Runner {
 struct GivenUp<'a> {
     local: &'a Local,
     correlation: &'a Correlation,
-    job: &'a Job,
+    job: &'a Job<'a>,
+}
+
+impl GivenUp<'_> {
+    /// Whether whoever ended it has said so.
+    fn is_told(&self) -> bool {
+        self.local.cancelled.load(Ordering::Relaxed) == self.job.position + 1
+    }
 }
 
 impl Cancellation for GivenUp<'_> {
     fn is_cancelled(&self) -> bool {
-        self.local.cancelled.load(Ordering::Relaxed) == self.job.position + 1
+        self.is_told()
             || self.job.deadline_ns != 0
                 && self.correlation.is_open(self.job.root)
                 && has_passed(self.job.deadline_ns, clock::monotonic_ns())

@@ -4,71 +4,160 @@
 //! carries LAST, and a request is as long open, and takes as many entries, in either profile.
 
 use super::answer::Answer;
-use super::correlation::{Outcome, Source, Verdict};
+use super::correlation::{Admitted, Outcome, Source, Verdict};
 use super::forward::{Carried, Wakes};
 use super::local::Job;
+use super::pending::Reply;
 use super::shared::Shared;
+use super::small::Small;
 use crate::base::clock::has_passed;
 use crate::base::failure::ExecutionClass;
 use crate::base::ids::{GroupId, NodeId};
+use crate::base::limits::INLINE_REPLY_BYTES;
 use crate::base::sync::{AtomicU64, Ordering};
 use crate::lane::LastMark;
 use crate::node::EmitError;
 use crate::node::executor::{Port, Way};
-use crate::os::clock;
 use crate::wire::envelope::{Envelope, flags, kind, status};
 use crate::wire::error;
+
+/// The bytes of a frame that is held back.
+enum Payload {
+    Small(Small),
+    Large(Vec<u8>),
+}
+
+impl Payload {
+    /// So many bytes, which `fill` writes; what it leaves alone is nought.
+    fn new(len: usize, fill: impl FnOnce(&mut [u8])) -> Self {
+        if len > INLINE_REPLY_BYTES {
+            let mut bytes = vec![0; len];
+            fill(&mut bytes);
+            return Self::Large(bytes);
+        }
+        Self::Small(Small::new(len, |room| {
+            room.fill(0);
+            fill(room);
+        }))
+    }
+
+    fn copy_of(bytes: &[u8]) -> Self {
+        match bytes.len() {
+            len if len > INLINE_REPLY_BYTES => Self::Large(bytes.to_vec()),
+            len => Self::Small(Small::new(len, |room| room.copy_from_slice(bytes))),
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Small(small) => small.bytes(),
+            Self::Large(bytes) => bytes,
+        }
+    }
+
+    fn into_box(self) -> Box<[u8]> {
+        match self {
+            Self::Small(small) => small.bytes().into(),
+            Self::Large(bytes) => bytes.into(),
+        }
+    }
+}
+
+/// What a frame says beside what it carries back. Its envelope is put together when it is handed over: moved before,
+/// it would cost more than all else here.
+enum Said {
+    Terminal,
+    Error,
+    Done,
+    Output(Way),
+}
 
 /// The frames of one request, one after the other.
 pub(super) struct LocalPort<'a> {
     source: Source,
     group: GroupId,
     shared: &'a Shared,
-    job: &'a Job,
+    job: &'a Job<'a>,
     /// The latest frame and its payload.
-    staged: Option<(Envelope, Vec<u8>)>,
+    staged: Option<(Said, Payload)>,
+    /// There was a frame before it.
+    has_committed: bool,
     wakes: Wakes,
 }
 
 impl<'a> LocalPort<'a> {
-    pub fn new(source: Source, group: GroupId, shared: &'a Shared, job: &'a Job) -> Self {
-        Self { source, group, shared, job, staged: None, wakes: Wakes::new() }
+    pub fn new(source: Source, group: GroupId, shared: &'a Shared, job: &'a Job<'a>) -> Self {
+        Self { source, group, shared, job, staged: None, has_committed: false, wakes: Wakes::new() }
     }
 
     /// Ends the request. Returns who must be told.
+    #[inline(never)]
     pub fn finish(mut self) -> Wakes {
         if self.staged.is_none() {
-            self.stage(self.envelope(kind::DONE, status::SUCCESS), Vec::new());
+            self.stage(Said::Done, Payload::copy_of(&[]));
         }
         self.commit(LastMark::Ended);
         self.wakes
     }
 
-    fn envelope(&self, kind: u8, status: u8) -> Envelope {
+    /// Ends the request for its owner, who is here; with one small reply, which is the usual case, at once. If not,
+    /// returns who must be told.
+    #[inline(always)]
+    pub fn finish_own(mut self, admitted: &Admitted) -> Result<Reply, Wakes> {
+        let is_usual =
+            !self.has_committed && matches!(self.staged, Some((Said::Terminal, Payload::Small(_))));
+        if is_usual
+            && self.shared.correlation.end_own_run(admitted, self.source, self.now_ns())
+            && let Some((_, Payload::Small(small))) = self.staged.take()
+        {
+            return Ok(Reply::small(self.job.identity, small));
+        }
+        Err(self.finish())
+    }
+
+    fn envelope(&self, said: &Said) -> Envelope {
         let identity = self.job.identity;
-        Envelope {
+        let carried = Envelope {
             trace_id: identity.trace_id.to_words(),
             ticket: self.job.ticket.0,
             reply_to: identity.reply_to,
             run: identity.run,
             scenario: identity.scenario,
-            kind,
-            status,
             ..Envelope::default()
+        };
+        match said {
+            Said::Terminal => Envelope { kind: kind::TERMINAL, status: status::SUCCESS, ..carried },
+            Said::Error => Envelope { kind: kind::TERMINAL, status: status::ERROR, ..carried },
+            Said::Done => Envelope { kind: kind::DONE, status: status::SUCCESS, ..carried },
+            Said::Output(way) => Envelope {
+                kind: kind::OUTPUT,
+                status: status::SUCCESS,
+                source: way.source.0,
+                target: way.target.0,
+                deadline_ns: way.key.unwrap_or(0),
+                flags: if way.key.is_some() { flags::KEYED } else { 0 },
+                ..carried
+            },
         }
     }
 
-    fn stage(&mut self, envelope: Envelope, payload: Vec<u8>) {
-        self.commit(LastMark::No);
-        self.staged = Some((envelope, payload));
+    #[inline(always)]
+    fn stage(&mut self, said: Said, payload: Payload) {
+        if self.staged.is_some() {
+            self.commit(LastMark::No);
+        }
+        self.staged = Some((said, payload));
     }
 
     /// Hands the staged frame over.
+    #[inline(never)]
     fn commit(&mut self, last: LastMark) {
-        let Some((envelope, payload)) = self.staged.take() else { return };
+        let Some((said, payload)) = self.staged.take() else { return };
+        self.has_committed = true;
+        let envelope = self.envelope(&said);
         let now_ns = self.now_ns();
         if envelope.kind == kind::OUTPUT {
-            let payload = Carried::Heap(&payload);
+            let payload = Carried::Heap(payload.bytes());
             let (source, group) = (self.source, self.group);
             let passed = self.shared.pass(source, group, &envelope, last, payload, now_ns, &mut self.wakes);
             passed.expect("the engine's own frames keep the rules");
@@ -81,23 +170,25 @@ impl<'a> LocalPort<'a> {
     }
 
     /// A terminal, or the end of the branch.
-    fn end(&mut self, envelope: &Envelope, payload: Vec<u8>, last: LastMark, now_ns: u64) {
+    fn end(&mut self, envelope: &Envelope, payload: Payload, last: LastMark, now_ns: u64) {
         let (shared, index) = (self.shared, self.job.root.index);
-        let len = payload.len() as u32;
+        let len = payload.bytes().len();
         let outcome = match envelope.status {
-            status::ERROR => Outcome::Error { len },
-            _ if payload.len() > self.cell_bytes() => Outcome::Heap,
-            _ => Outcome::Inline { len },
+            status::ERROR => Outcome::Error { len: len as u32 },
+            _ if len > self.cell_bytes() => Outcome::Heap,
+            _ => Outcome::Inline { len: len as u32 },
         };
-        let mut payload = payload;
+        let mut payload = Some(payload);
         let fill = |cell: &[AtomicU64]| match outcome {
-            Outcome::Heap => shared.keep_payload(index, std::mem::take(&mut payload).into()),
-            _ => fill_cell(cell, &payload),
+            Outcome::Heap => {
+                shared.keep_payload(index, payload.take().map(Payload::into_box).unwrap_or_default())
+            }
+            _ => fill_cell(cell, payload.as_ref().map_or(&[], Payload::bytes)),
         };
         let verdict = shared.correlation.frame(self.source, envelope, last, |_| outcome, now_ns, fill);
         let mut verdict = verdict.expect("the engine's own frames keep the rules");
-        if let Verdict::Candidate(key) = verdict {
-            let (source, group, bytes) = (self.source, self.group, payload.into());
+        if let (Verdict::Candidate(key), Some(payload)) = (verdict, payload) {
+            let (source, group, bytes) = (self.source, self.group, payload.into_box());
             verdict =
                 shared.keep_answer(key, Answer { source, group, envelope: *envelope, bytes }, last, now_ns);
         }
@@ -106,7 +197,7 @@ impl<'a> LocalPort<'a> {
 
     /// The clock as frames of this request are judged by it.
     fn now_ns(&self) -> u64 {
-        let now_ns = if self.job.deadline_ns == 0 { clock::coarse_ns() } else { clock::monotonic_ns() };
+        let now_ns = self.shared.clock_for(self.job.deadline_ns);
         if has_passed(self.job.deadline_ns, now_ns) {
             // The node was not interrupted, but what comes after the deadline is late.
             self.shared.expire_if_due(self.job.root, now_ns);
@@ -144,7 +235,7 @@ impl Port for LocalPort<'_> {
 
     fn reply(&mut self, _source: NodeId, payload: &[u8]) -> Result<(), EmitError> {
         self.check(payload.len())?;
-        self.stage(self.envelope(kind::TERMINAL, status::SUCCESS), payload.to_vec());
+        self.stage(Said::Terminal, Payload::copy_of(payload));
         Ok(())
     }
 
@@ -155,22 +246,13 @@ impl Port for LocalPort<'_> {
         fill: &mut dyn FnMut(&mut [u8]),
     ) -> Result<(), EmitError> {
         self.check(len)?;
-        let mut payload = vec![0; len];
-        fill(&mut payload);
-        self.stage(self.envelope(kind::TERMINAL, status::SUCCESS), payload);
+        self.stage(Said::Terminal, Payload::new(len, fill));
         Ok(())
     }
 
     fn pass_on(&mut self, way: Way, payload: &[u8]) -> Result<(), EmitError> {
         self.check(payload.len())?;
-        let envelope = Envelope {
-            source: way.source.0,
-            target: way.target.0,
-            deadline_ns: way.key.unwrap_or(0),
-            flags: if way.key.is_some() { flags::KEYED } else { 0 },
-            ..self.envelope(kind::OUTPUT, status::SUCCESS)
-        };
-        self.stage(envelope, payload.to_vec());
+        self.stage(Said::Output(way), Payload::copy_of(payload));
         Ok(())
     }
 
@@ -180,7 +262,7 @@ impl Port for LocalPort<'_> {
         if class == ExecutionClass::Misrouted {
             self.shared.correlation.misrouted(self.source.lane);
         }
-        self.stage(self.envelope(kind::TERMINAL, status::ERROR), payload[..len].to_vec());
+        self.stage(Said::Error, Payload::copy_of(&payload[..len]));
     }
 
     fn progress(&mut self) {}

@@ -271,6 +271,17 @@ impl Shared {
         self.clock_ns.load(Ordering::Relaxed)
     }
 
+    /// Now, for a judgement of what has this deadline (0 = none): the coarse clock while that is far away.
+    #[inline]
+    pub fn clock_for(&self, deadline_ns: u64) -> u64 {
+        let now_ns = clock::coarse_ns();
+        if deadline_ns == 0 || now_ns + COARSE_FROM.as_nanos() as u64 <= deadline_ns {
+            self.note_clock(now_ns);
+            return now_ns;
+        }
+        self.read_clock()
+    }
+
     /// Reads the precise clock and remembers what it said.
     pub fn read_clock(&self) -> u64 {
         let now_ns = clock::monotonic_ns();

@@ -20,11 +20,17 @@ impl Correlation {
         now_ns: u64,
     ) -> bool {
         let hop = &self.hops[admitted.ticket.slot() as usize];
-        let root = &self.roots[admitted.root.index as usize];
         let is_own = hop.state(admitted.ticket.generation(), source) == HopState::Open
             && admitted.trace_id.to_words() == trace_id
             && tags(identity) == word;
-        if !is_own || !root.end_unmarked(admitted.root.generation) {
+        is_own && self.end_own_run(admitted, source, now_ns)
+    }
+
+    /// The same for a request that its owner has run itself, so that nothing has been carried back. The caller holds the
+    /// states in place of the role.
+    #[inline(always)]
+    pub fn end_own_run(&self, admitted: &Admitted, source: Source, now_ns: u64) -> bool {
+        if !self.roots[admitted.root.index as usize].end_unmarked(admitted.root.generation) {
             return false;
         }
         let counters = &self.counters[usize::from(source.lane)];
@@ -32,9 +38,9 @@ impl Correlation {
         counters.terminals_that_ended.add_as_reader();
         counters.completed_by_terminal.add_as_reader();
         self.history.complete(admitted.number);
-        hop.close_of_ending();
+        self.hops[admitted.ticket.slot() as usize].close_of_ending();
         if admitted.has_callers_id {
-            self.index.remove(trace_id, admitted.root.index);
+            self.index.remove(admitted.trace_id.to_words(), admitted.root.index);
         }
         let (kind, trace_id) = (EventKind::Completed, admitted.trace_id);
         self.events.add(Event { kind, trace_id, at_ns: now_ns, status: None });
