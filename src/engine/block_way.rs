@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::correlation::Source;
 use super::dispatch::{Outbound, Payload};
+use super::link::Link;
 use super::pending::{CallError, Reply};
 use super::shared::Shared;
 use super::short_way::Sent;
@@ -22,11 +23,11 @@ impl Shared {
         let payload = match payload {
             Payload::Block(source, block, len) => match self.send_block_at_once(outbound, source, block, len)
             {
-                Ok(sent) => return self.answer_to(outbound, &sent),
+                Ok((link, sent)) => return self.answer_to(link, outbound, &sent),
                 Err(block) => Payload::Block(source, block, len),
             },
             Payload::Staged(bytes, len) => match self.submit_at_once(outbound, &bytes[..len]) {
-                Some(sent) => return self.answer_to(outbound, &sent),
+                Some((link, sent)) => return self.answer_to(link, outbound, &sent),
                 None => Payload::Staged(bytes, len),
             },
             payload @ Payload::Bytes(_) => payload,
@@ -42,7 +43,7 @@ impl Shared {
         source: Source,
         block: Block,
         len: usize,
-    ) -> Result<Sent<'_>, Block> {
+    ) -> Result<(&Link, Sent), Block> {
         let Ok(group) = self.may_enter(outbound) else { return Err(block) };
         let Some(link) = self.lanes[self.lane_in(group, outbound)].link() else { return Err(block) };
         // As on the long way, a loan does not wait for what comes from other groups: it holds room that they need.
@@ -53,20 +54,25 @@ impl Shared {
         let Ok((admitted, position)) = self.admit(link, group, outbound) else { return Err(block) };
         let moves = self.correlation.moves(admitted.root.index);
         self.launch(link, outbound, &admitted, position, Outgoing::Block(block, len));
-        Ok(Sent { admitted, link, position, moves, is_large: true })
+        Ok((link, Sent { admitted, source, position, moves, is_large: true }))
     }
 
     /// Takes a large reply to a request out of the lane, if that is what stands there.
     #[inline(never)]
-    pub fn read_own_block(self: &Arc<Self>, outbound: &Outbound, sent: &Sent<'_>) -> Option<Reply> {
-        let Sent { admitted, link, position, .. } = sent;
+    pub(super) fn read_own_block(
+        self: &Arc<Self>,
+        link: &Link,
+        identity: &Identity,
+        sent: &Sent,
+    ) -> Option<Reply> {
+        let Sent { admitted, position, .. } = sent;
         let now_ns = self.noted_clock_ns();
         let ends = |trace_id, tags| {
             let carried = (trace_id, tags);
-            self.correlation.end_own(admitted, &outbound.identity, link.source, carried, now_ns)
+            self.correlation.end_own(admitted, identity, link.source, carried, now_ns)
         };
         let block = link.end.read_own_block(*position, admitted.ticket.0, ends)?;
-        let identity = Identity { trace_id: admitted.trace_id, ..outbound.identity };
+        let identity = Identity { trace_id: admitted.trace_id, ..*identity };
         Some(Reply::in_arena(identity, self, link.source, block))
     }
 }

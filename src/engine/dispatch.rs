@@ -260,21 +260,6 @@ impl Shared {
     }
 
     /// Takes a request; waits for room until the deadline, reading replies meanwhile.
-    #[inline(always)]
-    pub fn submit_waiting<'a>(
-        &self,
-        outbound: &Outbound,
-        payload: Payload<'a>,
-    ) -> Result<Admitted, NotTaken<'a>> {
-        if let Payload::Bytes(bytes) = payload
-            && let Some(sent) = self.submit_at_once(outbound, bytes)
-        {
-            return Ok(sent.admitted);
-        }
-        self.submit_or_wait(outbound, payload)
-    }
-
-    /// As [`Shared::submit_waiting`], the long way.
     #[inline(never)]
     pub fn submit_or_wait<'a>(
         &self,

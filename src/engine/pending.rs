@@ -9,9 +9,10 @@ use std::task::{Context, Poll, Waker};
 use thiserror::Error;
 
 use super::bell::EventBell;
-use super::correlation::{Outcome, Phase, RootKey, Source};
+use super::correlation::{Admitted, Outcome, Phase, RootKey, Source};
 use super::request::DispatchError;
 use super::shared::Shared;
+use super::short_way::{Habit, Sent};
 use super::small::{Small, copy_words};
 use crate::base::failure::{Cause, ExecutionClass, Failure, NodeError};
 use crate::base::ids::{Identity, TraceId};
@@ -78,15 +79,20 @@ pub struct Pending {
     shared: Arc<Shared>,
     key: RootKey,
     trace_id: TraceId,
+    /// Where its frame stands, if it was sent the short way: then it may come back that way.
+    sent: Option<Sent>,
     /// Somebody is to be told of its end.
     awaited: bool,
     taken: bool,
 }
 
 impl Pending {
-    pub(super) fn new(shared: Arc<Shared>, key: RootKey, trace_id: TraceId) -> Self {
+    #[inline(always)]
+    pub(super) fn new(shared: &Arc<Shared>, admitted: &Admitted, sent: Option<&Sent>) -> Self {
         shared.begin_unattended();
-        Self { shared, key, trace_id, awaited: false, taken: false }
+        let (key, trace_id) = (admitted.root, admitted.trace_id);
+        let (shared, sent) = (Arc::clone(shared), sent.copied());
+        Self { shared, key, trace_id, sent, awaited: false, taken: false }
     }
 
     /// The id of the request: the caller's, or the one that the engine made.
@@ -96,8 +102,30 @@ impl Pending {
 
     /// Waits for the end of the request, at most until its deadline.
     pub fn wait(mut self) -> Result<Reply, CallError> {
+        if let Some(reply) = self.own_reply() {
+            return Ok(reply);
+        }
         self.shared.wait(self.key);
         self.take()
+    }
+
+    /// The reply, if it can be had the short way.
+    #[inline(always)]
+    fn own_reply(&mut self) -> Option<Reply> {
+        let (shared, sent) = (&self.shared, self.sent.as_ref()?);
+        let is_usual = !self.awaited && !self.taken && shared.correlation.phase(self.key) == Phase::Open;
+        if !is_usual {
+            return None;
+        }
+        let link = shared.link(sent.source.lane);
+        let identity = shared.correlation.identity(self.key.index);
+        if link.source != sent.source {
+            return None;
+        }
+        let reply = shared.own_reply(link, &identity, sent, Habit::None)?;
+        self.taken = true;
+        shared.end_unattended(false);
+        Some(reply)
     }
 
     /// The end of the request if it has come; looks without waiting. After it has returned a result, it

@@ -132,8 +132,12 @@ impl<'e> RequestBuilder<'e> {
     pub fn dispatch(self, payload: &[u8]) -> Result<Pending, DispatchError> {
         let outbound = self.outbound();
         let shared = self.engine.shared();
-        let admitted = shared.submit_waiting(&outbound, Payload::Bytes(payload)).map_err(settled)?;
-        Ok(Pending::new(shared.clone(), admitted.root, admitted.trace_id))
+        if let Some((link, sent)) = shared.submit_at_once(&outbound, payload) {
+            link.end.prefetch_ahead_of(sent.position);
+            return Ok(Pending::new(shared, &sent.admitted, Some(&sent)));
+        }
+        let admitted = shared.submit_or_wait(&outbound, Payload::Bytes(payload)).map_err(settled)?;
+        Ok(Pending::new(shared, &admitted, None))
     }
 
     /// Sends the request if there is room now; else gives it back.
@@ -142,7 +146,7 @@ impl<'e> RequestBuilder<'e> {
         let shared = self.engine.shared();
         shared.look_for_room(&outbound);
         match shared.submit(&outbound, Payload::Bytes(payload)) {
-            Ok(admitted) => Ok(Pending::new(shared.clone(), admitted.root, admitted.trace_id)),
+            Ok(admitted) => Ok(Pending::new(shared, &admitted, None)),
             Err(NotTaken::Busy(_)) => Err(TryDispatchError::Busy(self)),
             Err(refused) => Err(TryDispatchError::Refused(settled(refused))),
         }
@@ -229,8 +233,8 @@ impl Loan {
     pub fn dispatch(self) -> Result<Pending, DispatchError> {
         let shared = self.engine.shared();
         let payload = Self::payload(self.buffer, self.len);
-        let admitted = shared.submit_waiting(&self.outbound, payload).map_err(settled)?;
-        Ok(Pending::new(shared.clone(), admitted.root, admitted.trace_id))
+        let admitted = shared.submit_or_wait(&self.outbound, payload).map_err(settled)?;
+        Ok(Pending::new(shared, &admitted, None))
     }
 
     /// Sends the request if there is a slot now; else gives it back.
@@ -240,7 +244,7 @@ impl Loan {
         engine.shared().look_for_room(&outbound);
         let busy = match engine.shared().submit(&outbound, Self::payload(buffer, len)) {
             Ok(admitted) => {
-                return Ok(Pending::new(engine.shared().clone(), admitted.root, admitted.trace_id));
+                return Ok(Pending::new(engine.shared(), &admitted, None));
             }
             Err(NotTaken::Busy(Payload::Block(source, block, _))) => Buffer::Block(source, block),
             Err(NotTaken::Busy(Payload::Staged(bytes, _))) => Buffer::Staged(bytes),

@@ -275,14 +275,21 @@ where
             key: self.manner.key.as_ref().map(|key| key(number, input)),
             lane: None,
         };
-        let bytes = Payload::Bytes(input.as_ref());
+        let bytes = input.as_ref();
+        if self.order.is_none()
+            && let Some((link, sent)) = shared.submit_at_once(&outbound, bytes)
+        {
+            link.end.prefetch_ahead_of(sent.position);
+            return Ok(Some(Pending::new(shared, &sent.admitted, Some(&sent))));
+        }
+        let bytes = Payload::Bytes(bytes);
         let admitted = match &self.order {
-            None if may_wait => shared.submit_waiting(&outbound, bytes),
+            None if may_wait => shared.submit_or_wait(&outbound, bytes),
             None => shared.submit(&outbound, bytes),
             Some(order) => shared.submit_in_order(order, number, &outbound, input.as_ref(), may_wait),
         };
         match admitted {
-            Ok(admitted) => Ok(Some(Pending::new(Arc::clone(shared), admitted.root, admitted.trace_id))),
+            Ok(admitted) => Ok(Some(Pending::new(shared, &admitted, None))),
             Err(NotTaken::Busy(_)) => Ok(None),
             Err(refused) => Err(settled(refused).into()),
         }
@@ -294,8 +301,8 @@ where
         match flight {
             Flight::Refused(error) => Err(error),
             Flight::Pending(pending) => {
-                self.shared.wait_in_run(pending.key(), &self.lanes);
                 if let Some(order) = &self.order {
+                    self.shared.wait_in_run(pending.key(), &self.lanes);
                     self.shared.leave_order(order, number, &pending);
                 }
                 pending.wait()

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::correlation::{Admitted, Phase};
+use super::correlation::{Admitted, Phase, Source};
 use super::dispatch::{Outbound, Payload};
 use super::link::Link;
 use super::pending::{CallError, Reply, take};
@@ -16,15 +16,25 @@ use crate::base::limits::INLINE_REPLY_BYTES;
 use crate::lane::Outgoing;
 use crate::shm::spin::Next;
 
-/// A request that has been sent, and where.
-pub(super) struct Sent<'s> {
+/// A request that has been sent to a worker, and where.
+#[derive(Clone, Copy)]
+pub(super) struct Sent {
     pub admitted: Admitted,
-    pub link: &'s Link,
+    pub source: Source,
     pub position: u64,
     /// How often hops of the root had got a lane before it was sent.
     pub moves: u64,
     /// Whether its payload lies in the arena. Then that of its reply is likely to as well.
     pub is_large: bool,
+}
+
+/// What a wait for one's own reply goes by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Habit {
+    /// How long the worker usually takes from the sending of a request to its reply; and it is learned.
+    Learned,
+    /// Nothing: others have been sent meanwhile.
+    None,
 }
 
 impl Shared {
@@ -37,7 +47,7 @@ impl Shared {
             return end;
         }
         match self.submit_at_once(outbound, bytes) {
-            Some(sent) => self.answer_to(outbound, &sent),
+            Some((link, sent)) => self.answer_to(link, outbound, &sent),
             None => self.call_the_long_way(outbound, Payload::Bytes(bytes)),
         }
     }
@@ -55,10 +65,11 @@ impl Shared {
     #[inline(always)]
     pub(super) fn answer_to(
         self: &Arc<Self>,
+        link: &Link,
         outbound: &Outbound,
-        sent: &Sent<'_>,
+        sent: &Sent,
     ) -> Result<Reply, CallError> {
-        if let Some(reply) = self.own_reply(outbound, sent) {
+        if let Some(reply) = self.own_reply(link, &outbound.identity, sent, Habit::Learned) {
             return Ok(reply);
         }
         self.wait(sent.admitted.root);
@@ -78,7 +89,7 @@ impl Shared {
 
     /// Sends a request, without a copy on the way. `None`: nothing has happened.
     #[inline(always)]
-    pub fn submit_at_once(&self, outbound: &Outbound, bytes: &[u8]) -> Option<Sent<'_>> {
+    pub fn submit_at_once(&self, outbound: &Outbound, bytes: &[u8]) -> Option<(&Link, Sent)> {
         let group = self.may_enter(outbound).ok()?;
         let link = self.lanes[self.lane_in(group, outbound)].link()?;
         let is_usual = bytes.len() <= link.end.inline_bytes()
@@ -91,19 +102,31 @@ impl Shared {
         let (admitted, position) = self.admit(link, group, outbound).ok()?;
         let moves = self.correlation.moves(admitted.root.index);
         self.launch(link, outbound, &admitted, position, Outgoing::Inline(bytes));
-        Some(Sent { admitted, link, position, moves, is_large: false })
+        Some((link, Sent { admitted, source: link.source, position, moves, is_large: false }))
     }
 
     /// Waits for the reply to a request while it need not sleep, and takes it out of the lane itself. `None`: something
     /// else has come, or nothing.
     #[inline(always)]
-    fn own_reply(self: &Arc<Self>, outbound: &Outbound, sent: &Sent<'_>) -> Option<Reply> {
-        let Sent { admitted, link, .. } = sent;
+    pub(super) fn own_reply(
+        self: &Arc<Self>,
+        link: &Link,
+        identity: &Identity,
+        sent: &Sent,
+        habit: Habit,
+    ) -> Option<Reply> {
+        let admitted = &sent.admitted;
         link.begin_looking();
-        let mut spinner = link.end.spinner_for_own(self.waiting);
+        let mut spinner = match habit {
+            Habit::Learned => link.end.spinner_for_own(self.waiting),
+            Habit::None => link.end.spinner(self.waiting),
+        };
         let reply = loop {
             if link.end.has_reply() {
-                break self.read_own_of_either_size(outbound, sent);
+                if habit == Habit::None {
+                    link.end.prefetch_replies();
+                }
+                break self.read_own_of_either_size(link, identity, sent);
             }
             // Somebody else may have read it, or an output of it that goes on: then nothing need come here any more.
             let is_here = self.correlation.moves(admitted.root.index) == sent.moves;
@@ -120,7 +143,10 @@ impl Shared {
             }
         };
         if reply.is_some() {
-            link.end.end_wait_for_own(&spinner);
+            match habit {
+                Habit::Learned => link.end.end_wait_for_own(&spinner),
+                Habit::None => link.end.end_wait(&spinner),
+            }
             if link.forwards.waiting() != 0 {
                 self.flush_behind_fence(link);
             }
@@ -135,22 +161,26 @@ impl Shared {
     }
 
     #[inline(always)]
-    fn read_own_of_either_size(self: &Arc<Self>, outbound: &Outbound, sent: &Sent<'_>) -> Option<Reply> {
-        if sent.is_large {
-            return self.read_own_block(outbound, sent).or_else(|| self.read_own(outbound, sent));
-        }
-        self.read_own(outbound, sent).or_else(|| self.read_own_block(outbound, sent))
+    fn read_own_of_either_size(
+        self: &Arc<Self>,
+        link: &Link,
+        identity: &Identity,
+        sent: &Sent,
+    ) -> Option<Reply> {
+        let large = || self.read_own_block(link, identity, sent);
+        let small = || self.read_own(link, identity, sent);
+        if sent.is_large { large().or_else(small) } else { small().or_else(large) }
     }
 
     #[inline(always)]
-    fn read_own(&self, outbound: &Outbound, sent: &Sent<'_>) -> Option<Reply> {
-        let Sent { admitted, link, position, .. } = sent;
+    fn read_own(&self, link: &Link, identity: &Identity, sent: &Sent) -> Option<Reply> {
+        let Sent { admitted, position, .. } = sent;
         let now_ns = self.noted_clock_ns();
         link.end.read_own(*position, admitted.ticket.0, |reply| {
             let carried = (reply.trace_id, reply.tags);
             let is_ended = reply.len <= INLINE_REPLY_BYTES
-                && self.correlation.end_own(admitted, &outbound.identity, link.source, carried, now_ns);
-            let identity = Identity { trace_id: admitted.trace_id, ..outbound.identity };
+                && self.correlation.end_own(admitted, identity, link.source, carried, now_ns);
+            let identity = Identity { trace_id: admitted.trace_id, ..*identity };
             is_ended.then(|| {
                 let payload = Small::new(reply.len, |bytes| reply.copy_to(bytes));
                 Reply::small(identity, payload)

@@ -138,6 +138,9 @@ impl Shared {
     /// Waits until the root has ended, and meanwhile keeps the others of its run moving through these lanes.
     #[inline]
     pub fn wait_in_run(&self, key: RootKey, run: &[u16]) {
+        if self.correlation.phase(key) == Phase::Ended {
+            return;
+        }
         let mut watch = Watch::new(self, key, run);
         let mut spinner = watch.spinner();
         while !watch.has_ended() {

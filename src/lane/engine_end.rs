@@ -128,6 +128,11 @@ pub struct EngineEnd {
     pub(super) last_started: AtomicU64,
 }
 
+/// Far enough that the lines are there in time, and that the worker does not look at them yet.
+const SLOTS_AHEAD: u64 = 4;
+/// The worker has written these mostly, when there is a window's worth in flight.
+const REPLIES_AHEAD: u64 = 6;
+
 const NOBODY: u32 = 0;
 const SOMEBODY: u32 = 1;
 /// And more: the rule that was broken.
@@ -327,6 +332,13 @@ impl EngineEnd {
         REQUEST_SIGNAL.wake(&self.request, &self.reply, position);
     }
 
+    /// Begins to take the slot that is sent a few requests behind `position`: for who sends one after the other, and
+    /// would wait for each slot's lines to come back from the worker that has read them.
+    #[inline(always)]
+    pub fn prefetch_ahead_of(&self, position: u64) {
+        self.request_ring.place(position.wrapping_add(SLOTS_AHEAD)).slot.prefetch_write();
+    }
+
     /// Tells the worker that the request at `position` is not wanted any more.
     pub fn cancel(&self, position: u64) {
         let at = self.request_layout.cancelled_at + 8 * self.request_ring.index(position);
@@ -373,6 +385,12 @@ impl EngineEnd {
             place.slot.prefetch_inline();
         }
         is_there
+    }
+
+    /// Begins to fetch a reply that stands a few places behind the next one, for who has several to come.
+    #[inline(always)]
+    pub fn prefetch_replies(&self) {
+        self.reply_ring.place(self.next().wrapping_add(REPLIES_AHEAD)).slot.prefetch();
     }
 
     /// Takes the reader role for one batch, hands each frame to `handle`, publishes what became free and

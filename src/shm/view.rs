@@ -334,6 +334,13 @@ impl<'a, const OWN: bool> ViewSlot<'a, OWN> {
     pub fn prefetch_inline(self) {
         prefetch(self.inline());
     }
+
+    /// The same for the envelope as well.
+    #[inline(always)]
+    pub fn prefetch(self) {
+        prefetch(self.place.as_ptr());
+        prefetch(self.inline());
+    }
 }
 
 impl ViewSlot<'_, false> {
