@@ -20,19 +20,28 @@ impl Shared {
         outbound: &Outbound,
         payload: Payload<'static>,
     ) -> Result<Reply, CallError> {
-        let payload = match payload {
-            Payload::Block(source, block, len) => match self.send_block_at_once(outbound, source, block, len)
-            {
-                Ok((link, sent)) => return self.answer_to(link, outbound, &sent),
-                Err(block) => Payload::Block(source, block, len),
-            },
-            Payload::Staged(bytes, len) => match self.submit_at_once(outbound, &bytes[..len]) {
-                Some((link, sent)) => return self.answer_to(link, outbound, &sent),
-                None => Payload::Staged(bytes, len),
-            },
-            payload @ Payload::Bytes(_) => payload,
-        };
-        self.call_the_long_way(outbound, payload)
+        match self.send_in_place(outbound, payload) {
+            Ok((link, sent)) => self.answer_to(link, outbound, &sent),
+            Err(payload) => self.call_the_long_way(outbound, payload),
+        }
+    }
+
+    /// Sends a request that was written in place. `Err`: nothing has happened.
+    #[inline(always)]
+    pub fn send_in_place(
+        &self,
+        outbound: &Outbound,
+        payload: Payload<'static>,
+    ) -> Result<(&Link, Sent), Payload<'static>> {
+        match payload {
+            Payload::Block(source, block, len) => self
+                .send_block_at_once(outbound, source, block, len)
+                .map_err(|block| Payload::Block(source, block, len)),
+            Payload::Staged(bytes, len) => {
+                self.submit_at_once(outbound, &bytes[..len]).ok_or(Payload::Staged(bytes, len))
+            }
+            payload @ Payload::Bytes(_) => Err(payload),
+        }
     }
 
     /// Sends a request whose payload lies in the arena of `source`. `Err`: nothing has happened.

@@ -310,7 +310,6 @@ impl Shared {
         let Some(mut link) = latest() else {
             return self.wait_for_local_room(outbound, try_again);
         };
-        let word = Arc::new(Word::new(0));
         let mut spinner = link.end.spinner(self.waiting);
         link.begin_looking();
         let result = loop {
@@ -337,7 +336,7 @@ impl Shared {
             }
             if next == Next::Sleep {
                 let until_ns = if outbound.deadline_ns == 0 { u64::MAX } else { outbound.deadline_ns };
-                if self.sleep_for_room(link, outbound, &word, until_ns, &mut try_again) {
+                if self.sleep_for_room(link, outbound, until_ns, &mut try_again) {
                     break Ok(());
                 }
                 spinner.renew();
@@ -356,7 +355,6 @@ impl Shared {
         &self,
         link: &Link,
         outbound: &Outbound,
-        word: &Arc<Word>,
         until_ns: u64,
         try_again: &mut impl FnMut() -> bool,
     ) -> bool {
@@ -368,7 +366,8 @@ impl Shared {
             if !links.iter().any(|other| std::ptr::eq(*other, link)) {
                 links.push(link);
             }
-            link::sleep(&links, &self.correlation, &Sleeper::Room(Arc::clone(word)), until_ns, || {
+            let me = Sleeper::Room(Arc::new(Word::new(0)));
+            link::sleep(&links, &self.correlation, &me, until_ns, || {
                 !self.lanes[self.lane_of(outbound)].is_lost()
                     && !self.stopping.load(Ordering::SeqCst)
                     && self.room_made.load(Ordering::SeqCst) == seen
@@ -453,18 +452,23 @@ impl Shared {
         let Some(link) = self.lanes[lane].link().filter(|link| len > link.end.inline_bytes()) else {
             return Ok(Buffer::Staged(vec![0; len].into()));
         };
-        let mut taken = None;
-        self.wait_for_room(outbound, || {
+        let take = || {
             // In the worker's latest life: while one waits, it may get a successor.
             let latest = self.lanes[lane].link().unwrap_or(link);
             // What comes from other groups goes first.
-            if latest.forwards.waiting() == 0 {
-                taken = latest.end.arena().take(len).ok().map(|block| (latest.source, block));
-            }
+            let is_free = latest.forwards.waiting() == 0;
+            let block = if is_free { latest.end.arena().take(len).ok() } else { None };
+            block.map(|block| Buffer::Block(latest.source, block))
+        };
+        if let Some(buffer) = take() {
+            return Ok(buffer);
+        }
+        let mut taken = None;
+        self.wait_for_room(outbound, || {
+            taken = take();
             taken.is_some()
         })?;
-        let (source, block) = taken.expect("there is room");
-        Ok(Buffer::Block(source, block))
+        Ok(taken.expect("there is room"))
     }
 
     /// A loan from this lane is over: sent, or given back.

@@ -2,14 +2,12 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
 
 use thiserror::Error;
 
 use super::dispatch::{Buffer, NotTaken, Outbound, Payload};
 use super::handle::Engine;
 use super::pending::{CallError, Pending, Reply};
-use super::shared::Shared;
 use crate::base::clock::Deadline;
 use crate::base::failure::Failure;
 use crate::base::ids::{Identity, NodeId, TraceId};
@@ -164,9 +162,8 @@ impl<'e> RequestBuilder<'e> {
     pub fn loan(self, len: usize) -> Result<Loan, DispatchError> {
         let mut outbound = self.outbound();
         let buffer = self.engine.shared().loan(&mut outbound, len).map_err(settled)?;
-        let room =
-            RoomNotice { shared: Arc::clone(self.engine.shared()), lane: outbound.lane, is_owed: true };
-        Ok(Loan { engine: self.engine.clone(), outbound, buffer, len, room })
+        let room = RoomNotice { engine: self.engine.clone(), lane: outbound.lane, is_owed: true };
+        Ok(Loan { outbound, buffer, len, room })
     }
 
     /// [`RequestBuilder::loan`] with every byte zero.
@@ -192,7 +189,6 @@ pub(super) fn settled(refused: NotTaken<'_>) -> DispatchError {
 /// slot in the ring; dropping it gives the room back. Its deadline runs from the loan on.
 #[must_use = "a loan does nothing until it is dispatched or called"]
 pub struct Loan {
-    engine: Engine,
     outbound: Outbound,
     buffer: Buffer,
     len: usize,
@@ -202,7 +198,7 @@ pub struct Loan {
 
 /// Tells those who wait for room when a loan has been given back unsent.
 struct RoomNotice {
-    shared: Arc<Shared>,
+    engine: Engine,
     lane: Option<u16>,
     /// Not of what has been answered: whoever read the answer has told them.
     is_owed: bool,
@@ -211,7 +207,7 @@ struct RoomNotice {
 impl Drop for RoomNotice {
     fn drop(&mut self) {
         if self.is_owed {
-            self.shared.loan_ended(self.lane);
+            self.engine.shared().loan_ended(self.lane);
         }
     }
 }
@@ -231,33 +227,35 @@ impl Loan {
 
     /// Sends the request; waits for a slot until the deadline.
     pub fn dispatch(self) -> Result<Pending, DispatchError> {
-        let shared = self.engine.shared();
-        let payload = Self::payload(self.buffer, self.len);
-        let admitted = shared.submit_or_wait(&self.outbound, payload).map_err(settled)?;
+        let Self { outbound, buffer, len, room } = self;
+        let shared = room.engine.shared();
+        let payload = match shared.send_in_place(&outbound, Self::payload(buffer, len)) {
+            Ok((_, sent)) => return Ok(Pending::new(shared, &sent.admitted, Some(&sent))),
+            Err(payload) => payload,
+        };
+        let admitted = shared.submit_or_wait(&outbound, payload).map_err(settled)?;
         Ok(Pending::new(shared, &admitted, None))
     }
 
     /// Sends the request if there is a slot now; else gives it back.
-    #[expect(clippy::result_large_err, reason = "the loan itself comes back")]
     pub fn try_dispatch(self) -> Result<Pending, TryDispatchError<Self>> {
-        let Self { engine, outbound, buffer, len, room } = self;
-        engine.shared().look_for_room(&outbound);
-        let busy = match engine.shared().submit(&outbound, Self::payload(buffer, len)) {
-            Ok(admitted) => {
-                return Ok(Pending::new(engine.shared(), &admitted, None));
-            }
+        let Self { outbound, buffer, len, room } = self;
+        let shared = room.engine.shared();
+        shared.look_for_room(&outbound);
+        let busy = match shared.submit(&outbound, Self::payload(buffer, len)) {
+            Ok(admitted) => return Ok(Pending::new(shared, &admitted, None)),
             Err(NotTaken::Busy(Payload::Block(source, block, _))) => Buffer::Block(source, block),
             Err(NotTaken::Busy(Payload::Staged(bytes, _))) => Buffer::Staged(bytes),
             Err(NotTaken::Busy(Payload::Bytes(_))) => unreachable!("a loan is never sent from a slice"),
             Err(refused) => return Err(TryDispatchError::Refused(settled(refused))),
         };
-        Err(TryDispatchError::Busy(Self { engine, outbound, buffer: busy, len, room }))
+        Err(TryDispatchError::Busy(Self { outbound, buffer: busy, len, room }))
     }
 
     /// Sends the request and waits for its reply.
     pub fn call(self) -> Result<Reply, CallError> {
-        let Self { engine, outbound, buffer, len, mut room } = self;
-        let reply = engine.shared().call_in_place(&outbound, Self::payload(buffer, len));
+        let Self { outbound, buffer, len, mut room } = self;
+        let reply = room.engine.shared().call_in_place(&outbound, Self::payload(buffer, len));
         room.is_owed = reply.is_err();
         reply
     }
