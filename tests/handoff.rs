@@ -2,11 +2,14 @@
 
 use std::collections::HashSet;
 
-use handbell::{Category, Cause, Deadline, EventKind, ExecutionClass, Identity, Plan, TraceId, testing};
+use handbell::{
+    CallError, Category, Cause, Deadline, EngineBuilder, EventKind, ExecutionClass, Identity, Pending, Plan,
+    TraceId, Waiting, testing,
+};
 
 mod common;
 use common::scripted::Gate;
-use common::{balanced, engine, failure, far, patiently, sent_within, start, started, stop};
+use common::{Numbers, balanced, engine, failure, far, patiently, sent_within, start, started, stop};
 
 program!(
     handoff_01_a_node_runs_in_a_process_of_its_own,
@@ -15,6 +18,8 @@ program!(
     handoff_03_identity_arrives_and_returns_unchanged,
     handoff_03_the_engines_own_ids_are_unique,
     handoff_03_answers_go_to_whom_asked,
+    handoff_03_pending_requests_are_taken_in_any_order,
+    handoff_03_pending_requests_in_this_process_are_taken_in_any_order,
     handoff_c_01_bytes_and_identity_are_the_requests,
     handoff_c_02_a_frame_for_another_group_is_refused,
     handoff_c_03_an_unknown_node_is_named,
@@ -113,6 +118,71 @@ fn handoff_03_answers_go_to_whom_asked() {
         assert_eq!(reply.trace_id(), TraceId::from(u128::from(i) + 1));
         assert_eq!(reply.to_value::<u32>(), Some(i));
     }
+    stop(&engine);
+}
+
+fn handoff_03_pending_requests_are_taken_in_any_order() {
+    for waiting in [Waiting::Spin, Waiting::Adaptive, Waiting::Block] {
+        taken_in_any_order(engine(&["echo"]).waiting(waiting));
+    }
+}
+
+fn handoff_03_pending_requests_in_this_process_are_taken_in_any_order() {
+    taken_in_any_order(common::memory_engine(&["echo"]));
+}
+
+/// Small and large payloads, by copy and in place, waited for from the front, the back or anywhere, polled, cancelled,
+/// dropped, left alone, or taken by another thread.
+fn taken_in_any_order(builder: EngineBuilder) {
+    let (engine, echo) = started(builder, "echo");
+    let mut numbers = Numbers(0x5EED);
+    let mut flights: Vec<(Pending, Vec<u8>, TraceId)> = Vec::new();
+    let answered = |(pending, sent, id): (Pending, Vec<u8>, TraceId)| {
+        let reply = pending.wait().expect("nothing is in its way");
+        assert!(*reply.bytes() == *sent && reply.trace_id() == id);
+    };
+    for id in 1..=3_000u32 {
+        let len = [0, 8, 64, 191, 192, 4_000][numbers.below(6) as usize];
+        let sent = common::pattern(id, len);
+        let id = TraceId::from(u128::from(id));
+        let request = engine.request(echo).trace_id(id).deadline(far());
+        let pending = if numbers.below(2) == 0 {
+            request.dispatch(&sent).unwrap()
+        } else {
+            let mut loan = request.loan(len).unwrap();
+            loan.copy_from_slice(&sent);
+            loan.dispatch().unwrap()
+        };
+        flights.push((pending, sent, id));
+        while flights.len() > 12 || numbers.below(3) == 0 && !flights.is_empty() {
+            let at = [0, flights.len() - 1, numbers.below(flights.len() as u64) as usize];
+            let mut flight = flights.remove(at[numbers.below(3) as usize]);
+            match numbers.below(12) {
+                0 => drop(flight),
+                1 => flight.0.detach(),
+                2 => std::thread::scope(|scope| drop(scope.spawn(|| answered(flight)))),
+                3 => {
+                    flight.0.cancel();
+                    assert!(matches!(flight.0.wait(), Ok(_) | Err(CallError::Cancelled)));
+                }
+                4 => {
+                    let reply = loop {
+                        if let Some(end) = flight.0.try_take() {
+                            break end.unwrap();
+                        }
+                    };
+                    assert_eq!(*reply.bytes(), *flight.1);
+                }
+                _ => answered(flight),
+            }
+        }
+    }
+    flights.into_iter().for_each(answered);
+    common::until("what was detached has ended", || {
+        engine.audit().free == engine.summary().max_in_flight as u64
+    });
+    assert_eq!(engine.counters().registered, 3_000);
+    balanced(&engine);
     stop(&engine);
 }
 
