@@ -51,6 +51,12 @@ pub fn open_frames(engine: &Engine, lane: usize) -> u64 {
     engine.open_frames(lane)
 }
 
+/// Requests that nobody need be waiting for, and those of them that somebody is to be told of, or that nobody will take.
+/// The engine's thread looks after them; without any it can rest.
+pub fn unattended(engine: &Engine) -> (u64, u64) {
+    engine.unattended()
+}
+
 /// Whether the first worker has begun the request that was sent to it as number `position`, counted from 0.
 pub fn has_begun(engine: &Engine, position: u64) -> bool {
     engine.has_begun(0, position)

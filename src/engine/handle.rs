@@ -59,6 +59,13 @@ impl Engine {
         self.shared().started()(self.shared().lanes[usize::from(lane)].source(), position)
     }
 
+    /// Requests that nobody need be waiting for, and those of them that somebody is to be told of, or nobody takes.
+    #[cfg(feature = "testing")]
+    pub(crate) fn unattended(&self) -> (u64, u64) {
+        let shared = self.shared();
+        (shared.unattended.load(Ordering::SeqCst), shared.awaited.load(Ordering::SeqCst))
+    }
+
     /// Messages that have come on the doorbell of the first worker.
     #[cfg(feature = "testing")]
     pub(crate) fn messages_heard(&self) -> u64 {

@@ -108,6 +108,8 @@ pub fn balanced(engine: &Engine) {
     assert_eq!(audit.not_taken, 0, "{counters:?} {audit:?}");
     assert_eq!(audit.ids_in_flight, 0, "{audit:?}");
     assert_eq!(audit.free, engine.summary().max_in_flight as u64, "{audit:?}");
+    // The last of what was left alone is counted out a moment after its place is free.
+    until("nothing is left to the engine's thread", || handbell::testing::unattended(engine) == (0, 0));
 }
 
 /// The failure of a call, of this category and with its exact message.
