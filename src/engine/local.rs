@@ -217,6 +217,9 @@ impl Local {
         outbound: &Outbound,
         bytes: &[u8],
     ) -> Option<Result<Reply, CallError>> {
+        if self.is_waited_for() {
+            return None;
+        }
         let mut executor = self.executor.try_lock().ok()?;
         let correlation = &shared.correlation;
         let admitted = self.register(correlation, outbound).ok()?;
@@ -235,17 +238,18 @@ impl Local {
                 // Its exchange stands for the fence behind the states that have come free.
                 correlation.free_own(&admitted);
                 shared.room_came_free();
+                self.leave_to_runner(shared);
                 Ok(reply)
             }
             Err(wakes) => {
                 Self::has_run(shared, wakes);
-                // Until here its owner alone looked after its deadline. Behind the fence of the line above.
+                self.leave_to_runner(shared);
+                // Until here its owner alone looked after its deadline. Behind the fence in `has_run`.
                 correlation.published(admitted.root, outbound.deadline_ns);
                 shared.wait(admitted.root);
                 take(shared, admitted.root)
             }
         };
-        self.leave_to_runner(shared);
         Some(end)
     }
 
@@ -448,6 +452,43 @@ mod tests {
         assert_eq!(*last.wait().unwrap().bytes(), *b"wanted");
         first.wait().unwrap();
         assert_eq!(*lock(&ran), [b"gate".to_vec(), b"wanted".to_vec()]);
+        engine.stop(Drain::within(std::time::Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn parity_01_one_at_a_time_whoever_runs_it() {
+        let is_busy = Arc::new(AtomicBool::new(false));
+        let engine = engine({
+            let is_busy = Arc::clone(&is_busy);
+            move |request, output| {
+                assert!(!is_busy.swap(true, Ordering::SeqCst));
+                if request.payload()[0] % 16 == 0 {
+                    std::thread::yield_now();
+                }
+                is_busy.store(false, Ordering::SeqCst);
+                Ok(output.reply(request.payload())?)
+            }
+        });
+        let node = engine.node("node").unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4u8 {
+                let engine = &engine;
+                scope.spawn(move || {
+                    for turn in 0..=255u8 {
+                        let payload = [turn, thread];
+                        let reply = match (turn ^ thread) % 3 {
+                            0 => engine.request(node).dispatch(&payload).unwrap().wait(),
+                            _ => engine.request(node).call(&payload),
+                        };
+                        assert_eq!(*reply.unwrap().bytes(), payload);
+                    }
+                });
+            }
+        });
+        let (counters, audit) = (engine.counters(), engine.audit());
+        assert!(
+            counters.completed() == 1024 && counters.balances(0) && audit.free > 0 && audit.not_taken == 0
+        );
         engine.stop(Drain::within(std::time::Duration::from_secs(5)));
     }
 
