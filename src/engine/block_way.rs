@@ -61,7 +61,7 @@ impl Shared {
             return Err(block);
         }
         let Ok((admitted, position)) = self.admit(link, group, outbound) else { return Err(block) };
-        let moves = self.correlation.moves(admitted.root.index);
+        let moves = self.correlation.moves(admitted.index);
         self.launch(link, outbound, &admitted, position, Outgoing::Block(block, len));
         Ok((link, Sent { admitted, source, position, moves, is_large: true }))
     }

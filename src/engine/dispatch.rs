@@ -228,7 +228,7 @@ impl Shared {
         let admitted = self.correlation.register(&admission)?;
         let Ok(position) = link.end.claim() else {
             // Somebody else took the last slot after the look above, or the worker is dead.
-            self.correlation.withdraw(admitted.root);
+            self.correlation.withdraw(admitted.root());
             return Err(Refused::Full);
         };
         self.correlation.placed(admitted.ticket, position);
@@ -253,8 +253,8 @@ impl Shared {
         // looks below. Against each of them somebody else stores, fences and looks the other way round: who
         // raises deadline bounds, who ends the root and cancels its position. A death of the worker needs no look:
         // who settles it finds whatever has been claimed before it ended the claims.
-        self.correlation.published(admitted.root, outbound.deadline_ns);
-        if self.correlation.phase(admitted.root) != Phase::Open {
+        self.correlation.published(admitted.root(), outbound.deadline_ns);
+        if self.correlation.phase(admitted.root()) != Phase::Open {
             link.end.cancel(position);
         }
     }

@@ -43,7 +43,7 @@ impl<'a> Job<'a> {
         Self {
             position,
             cancelled: false,
-            root: admitted.root,
+            root: admitted.root(),
             ticket: admitted.ticket,
             target: outbound.target.0,
             identity: Identity { trace_id: admitted.trace_id, ..outbound.identity },
@@ -131,10 +131,10 @@ impl Local {
         let position = self.place();
         correlation.placed(admitted.ticket, position);
         fence(Ordering::SeqCst);
-        correlation.published(admitted.root, outbound.deadline_ns);
+        correlation.published(admitted.root(), outbound.deadline_ns);
         let job = Job::new(outbound, &admitted, position, payload.into_vec().into());
         // Who ends the root after the fence finds the request in the queue, once this lets go of it.
-        queue.push_back(Job { cancelled: !correlation.is_open(admitted.root), ..job });
+        queue.push_back(Job { cancelled: !correlation.is_open(admitted.root()), ..job });
         Ok(admitted)
     }
 
@@ -224,7 +224,7 @@ impl Local {
         let correlation = &shared.correlation;
         let admitted = self.register(correlation, outbound).ok()?;
         let Some(position) = self.place_at_once() else {
-            correlation.withdraw(admitted.root);
+            correlation.withdraw(admitted.root());
             return None;
         };
         // Without a fence: who ends it now may find no place of it yet to be cancelled, and it is run all the same.
@@ -245,9 +245,9 @@ impl Local {
                 Self::has_run(shared, wakes);
                 self.leave_to_runner(shared);
                 // Until here its owner alone looked after its deadline. Behind the fence in `has_run`.
-                correlation.published(admitted.root, outbound.deadline_ns);
-                shared.wait(admitted.root);
-                take(shared, admitted.root)
+                correlation.published(admitted.root(), outbound.deadline_ns);
+                shared.wait(admitted.root());
+                take(shared, admitted.root())
             }
         };
         Some(end)

@@ -77,27 +77,32 @@ impl From<DispatchError> for CallError {
 /// `Send`, and independent of the thread that dispatched it.
 pub struct Pending {
     shared: Arc<Shared>,
-    key: RootKey,
-    trace_id: TraceId,
-    /// Where its frame stands, if it was sent the short way: then it may come back that way.
-    sent: Option<Sent>,
+    sent: Sent,
+    /// It was sent the short way, and may come back that way.
+    is_short: bool,
     /// Somebody is to be told of its end.
     awaited: bool,
     taken: bool,
 }
 
 impl Pending {
+    /// Of a request that was sent the short way.
     #[inline(always)]
-    pub(super) fn new(shared: &Arc<Shared>, admitted: &Admitted, sent: Option<&Sent>) -> Self {
+    pub(super) fn of_sent(shared: &Arc<Shared>, sent: Sent) -> Self {
         shared.begin_unattended();
-        let (key, trace_id) = (admitted.root, admitted.trace_id);
-        let (shared, sent) = (Arc::clone(shared), sent.copied());
-        Self { shared, key, trace_id, sent, awaited: false, taken: false }
+        Self { shared: Arc::clone(shared), sent, is_short: true, awaited: false, taken: false }
+    }
+
+    /// Of a request that was sent, or queued, in any other way.
+    pub(super) fn new(shared: &Arc<Shared>, admitted: Admitted) -> Self {
+        let mut pending = Self::of_sent(shared, Sent::somewhere(admitted));
+        pending.is_short = false;
+        pending
     }
 
     /// The id of the request: the caller's, or the one that the engine made.
     pub fn trace_id(&self) -> TraceId {
-        self.trace_id
+        self.sent.admitted.trace_id
     }
 
     /// Waits for the end of the request, at most until its deadline.
@@ -105,26 +110,29 @@ impl Pending {
         if let Some(reply) = self.own_reply() {
             return Ok(reply);
         }
-        self.shared.wait(self.key);
+        self.shared.wait(self.key());
         self.take()
     }
 
     /// The reply, if it can be had the short way.
     #[inline(always)]
     fn own_reply(&mut self) -> Option<Reply> {
-        let (shared, sent) = (&self.shared, self.sent.as_ref()?);
-        let is_usual = !self.awaited && !self.taken && shared.correlation.phase(self.key) == Phase::Open;
+        let Self { shared, sent, .. } = &*self;
+        let is_usual = self.is_short
+            && !self.awaited
+            && !self.taken
+            && shared.correlation.phase(self.key()) == Phase::Open;
         if !is_usual {
             return None;
         }
         let link = shared.link(sent.source.lane);
-        let identity = shared.correlation.identity(self.key.index);
+        let identity = shared.correlation.identity(self.sent.admitted.index);
         if link.source != sent.source {
             return None;
         }
         let reply = shared.own_reply(link, &identity, sent, Habit::None)?;
         self.taken = true;
-        shared.end_unattended(false);
+        self.shared.end_unattended(false);
         Some(reply)
     }
 
@@ -135,16 +143,16 @@ impl Pending {
             return None;
         }
         self.look();
-        (self.shared.correlation.phase(self.key) == Phase::Ended).then(|| self.take())
+        (self.shared.correlation.phase(self.key()) == Phase::Ended).then(|| self.take())
     }
 
     /// Reads once where the request has a hop, and looks at its deadline.
     fn look(&self) {
         let shared = &self.shared;
-        if shared.correlation.phase(self.key) == Phase::Ended {
+        if shared.correlation.phase(self.key()) == Phase::Ended {
             return;
         }
-        for lane in shared.correlation.lanes_of(self.key) {
+        for lane in shared.correlation.lanes_of(self.key()) {
             if let Some(link) = shared.lanes[usize::from(lane)].link()
                 && shared.read(link)
             {
@@ -152,8 +160,8 @@ impl Pending {
                 shared.arm_for_awaited(link);
             }
         }
-        if shared.correlation.deadline_ns(self.key.index) != 0 {
-            shared.expire_if_due(self.key, clock::monotonic_ns());
+        if shared.correlation.deadline_ns(self.sent.admitted.index) != 0 {
+            shared.expire_if_due(self.key(), clock::monotonic_ns());
         }
     }
 
@@ -165,10 +173,10 @@ impl Pending {
     /// Whether the request has ended; if not, `waker` is woken once it has.
     pub(super) fn has_ended_or_wakes(&mut self, waker: &Waker) -> bool {
         self.look();
-        if self.shared.correlation.phase(self.key) == Phase::Ended {
+        if self.shared.correlation.phase(self.key()) == Phase::Ended {
             return true;
         }
-        let waits = self.shared.leave_waker(self.key.index, self.key.generation, waker);
+        let waits = self.shared.leave_waker(self.sent.admitted.index, self.key().generation, waker);
         if !self.awaited {
             self.awaited = true;
             self.shared.begin_awaited();
@@ -184,7 +192,7 @@ impl Pending {
     /// Gives the request up: it ends as cancelled if it has not ended. The worker skips it if it has not begun
     /// it, and its node can see it.
     pub fn cancel(&self) {
-        self.shared.cancel(self.key);
+        self.shared.cancel(self.key());
     }
 
     /// Lets the request go on without anybody to take its reply.
@@ -196,8 +204,8 @@ impl Pending {
     fn leave(&mut self) {
         self.taken = true;
         self.forget_waker();
-        if self.shared.correlation.detach(self.key) {
-            self.shared.discard(self.key.index);
+        if self.shared.correlation.detach(self.key()) {
+            self.shared.discard(self.sent.admitted.index);
             self.shared.end_unattended(self.awaited);
         } else if !self.awaited {
             // Whoever ends it finds it detached, and counts it out as awaited.
@@ -207,20 +215,20 @@ impl Pending {
 
     fn forget_waker(&self) {
         if self.awaited {
-            self.shared.drop_waker(self.key.index);
+            self.shared.drop_waker(self.sent.admitted.index);
         }
     }
 
     /// The request, for the run that it belongs to.
     pub(super) fn key(&self) -> RootKey {
-        self.key
+        self.sent.admitted.root()
     }
 
     fn take(&mut self) -> Result<Reply, CallError> {
         self.taken = true;
         self.forget_waker();
         self.shared.end_unattended(self.awaited);
-        take(&self.shared, self.key)
+        take(&self.shared, self.key())
     }
 }
 
@@ -245,7 +253,7 @@ impl Future for Pending {
 
 impl fmt::Debug for Pending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pending").field("trace_id", &self.trace_id).finish_non_exhaustive()
+        f.debug_struct("Pending").field("trace_id", &self.trace_id()).finish_non_exhaustive()
     }
 }
 

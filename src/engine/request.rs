@@ -132,10 +132,10 @@ impl<'e> RequestBuilder<'e> {
         let shared = self.engine.shared();
         if let Some((link, sent)) = shared.submit_at_once(&outbound, payload) {
             link.end.prefetch_ahead_of(sent.position);
-            return Ok(Pending::new(shared, &sent.admitted, Some(&sent)));
+            return Ok(Pending::of_sent(shared, sent));
         }
         let admitted = shared.submit_or_wait(&outbound, Payload::Bytes(payload)).map_err(settled)?;
-        Ok(Pending::new(shared, &admitted, None))
+        Ok(Pending::new(shared, admitted))
     }
 
     /// Sends the request if there is room now; else gives it back.
@@ -144,7 +144,7 @@ impl<'e> RequestBuilder<'e> {
         let shared = self.engine.shared();
         shared.look_for_room(&outbound);
         match shared.submit(&outbound, Payload::Bytes(payload)) {
-            Ok(admitted) => Ok(Pending::new(shared, &admitted, None)),
+            Ok(admitted) => Ok(Pending::new(shared, admitted)),
             Err(NotTaken::Busy(_)) => Err(TryDispatchError::Busy(self)),
             Err(refused) => Err(TryDispatchError::Refused(settled(refused))),
         }
@@ -230,11 +230,11 @@ impl Loan {
         let Self { outbound, buffer, len, room } = self;
         let shared = room.engine.shared();
         let payload = match shared.send_in_place(&outbound, Self::payload(buffer, len)) {
-            Ok((_, sent)) => return Ok(Pending::new(shared, &sent.admitted, Some(&sent))),
+            Ok((_, sent)) => return Ok(Pending::of_sent(shared, sent)),
             Err(payload) => payload,
         };
         let admitted = shared.submit_or_wait(&outbound, payload).map_err(settled)?;
-        Ok(Pending::new(shared, &admitted, None))
+        Ok(Pending::new(shared, admitted))
     }
 
     /// Sends the request if there is a slot now; else gives it back.
@@ -243,7 +243,7 @@ impl Loan {
         let shared = room.engine.shared();
         shared.look_for_room(&outbound);
         let busy = match shared.submit(&outbound, Self::payload(buffer, len)) {
-            Ok(admitted) => return Ok(Pending::new(shared, &admitted, None)),
+            Ok(admitted) => return Ok(Pending::new(shared, admitted)),
             Err(NotTaken::Busy(Payload::Block(source, block, _))) => Buffer::Block(source, block),
             Err(NotTaken::Busy(Payload::Staged(bytes, _))) => Buffer::Staged(bytes),
             Err(NotTaken::Busy(Payload::Bytes(_))) => unreachable!("a loan is never sent from a slice"),

@@ -280,7 +280,7 @@ where
             && let Some((link, sent)) = shared.submit_at_once(&outbound, bytes)
         {
             link.end.prefetch_ahead_of(sent.position);
-            return Ok(Some(Pending::new(shared, &sent.admitted, Some(&sent))));
+            return Ok(Some(Pending::of_sent(shared, sent)));
         }
         let bytes = Payload::Bytes(bytes);
         let admitted = match &self.order {
@@ -289,7 +289,7 @@ where
             Some(order) => shared.submit_in_order(order, number, &outbound, input.as_ref(), may_wait),
         };
         match admitted {
-            Ok(admitted) => Ok(Some(Pending::new(shared, &admitted, None))),
+            Ok(admitted) => Ok(Some(Pending::new(shared, admitted))),
             Err(NotTaken::Busy(_)) => Ok(None),
             Err(refused) => Err(settled(refused).into()),
         }
@@ -414,12 +414,12 @@ impl Shared {
             })?;
         }
         let admitted = admitted.map_err(|_| NotTaken::TraceInFlight)?;
-        self.correlation.join_run(admitted.root);
-        self.set_order(admitted.root.index, Some(Arc::clone(order)));
+        self.correlation.join_run(admitted.root());
+        self.set_order(admitted.index, Some(Arc::clone(order)));
         fence(Ordering::SeqCst);
-        self.correlation.published(admitted.root, outbound.deadline_ns);
+        self.correlation.published(admitted.root(), outbound.deadline_ns);
         // A root that has ended by now is taken like any other.
-        if let Some(branch) = self.correlation.take_up(admitted.root, admitted.ticket) {
+        if let Some(branch) = self.correlation.take_up(admitted.root(), admitted.ticket) {
             let onward = Onward { source: ENGINE, target: outbound.target, key: outbound.key };
             let mut wakes = Wakes::new();
             order.input(self, number, branch, onward, input, &mut wakes);

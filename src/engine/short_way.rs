@@ -28,6 +28,13 @@ pub(super) struct Sent {
     pub is_large: bool,
 }
 
+impl Sent {
+    /// A request that stands in no lane that anybody knew of when it was sent.
+    pub fn somewhere(admitted: Admitted) -> Self {
+        Self { admitted, source: Source { lane: 0, incarnation: 0 }, position: 0, moves: 0, is_large: false }
+    }
+}
+
 /// What a wait for one's own reply goes by.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Habit {
@@ -72,8 +79,8 @@ impl Shared {
         if let Some(reply) = self.own_reply(link, &outbound.identity, sent, Habit::Learned) {
             return Ok(reply);
         }
-        self.wait(sent.admitted.root);
-        take(self, sent.admitted.root)
+        self.wait(sent.admitted.root());
+        take(self, sent.admitted.root())
     }
 
     #[inline(never)]
@@ -83,8 +90,8 @@ impl Shared {
         payload: Payload<'_>,
     ) -> Result<Reply, CallError> {
         let admitted = self.submit_or_wait(outbound, payload).map_err(settled)?;
-        self.wait(admitted.root);
-        take(self, admitted.root)
+        self.wait(admitted.root());
+        take(self, admitted.root())
     }
 
     /// Sends a request, without a copy on the way. `None`: nothing has happened.
@@ -100,7 +107,7 @@ impl Shared {
             return None;
         }
         let (admitted, position) = self.admit(link, group, outbound).ok()?;
-        let moves = self.correlation.moves(admitted.root.index);
+        let moves = self.correlation.moves(admitted.index);
         self.launch(link, outbound, &admitted, position, Outgoing::Inline(bytes));
         Some((link, Sent { admitted, source: link.source, position, moves, is_large: false }))
     }
@@ -129,15 +136,15 @@ impl Shared {
                 break self.read_own_of_either_size(link, identity, sent);
             }
             // Somebody else may have read it, or an output of it that goes on: then nothing need come here any more.
-            let is_here = self.correlation.moves(admitted.root.index) == sent.moves;
-            if !is_here || self.correlation.phase(admitted.root) != Phase::Open {
+            let is_here = self.correlation.moves(admitted.index) == sent.moves;
+            if !is_here || self.correlation.phase(admitted.root()) != Phase::Open {
                 break None;
             }
             match spinner.step(link.end.processors()) {
                 Next::Look => {}
                 Next::LookAt(now_ns) => {
                     self.note_clock(now_ns);
-                    self.expire_if_due(admitted.root, now_ns);
+                    self.expire_if_due(admitted.root(), now_ns);
                 }
                 Next::Sleep => break None,
             }

@@ -146,14 +146,14 @@ impl Machine {
             Refused::TraceInFlight => NotRegistered::TraceInFlight,
         })?;
         fence(Ordering::SeqCst);
-        self.correlation.published(admitted.root, entry.deadline_ns);
+        self.correlation.published(admitted.root(), entry.deadline_ns);
         let identity = Identity { trace_id: admitted.trace_id, ..entry.identity };
         Ok(Waiter { admitted, identity })
     }
 
     /// Takes a registration back.
     pub fn withdraw(&self, waiter: &Waiter) {
-        self.correlation.withdraw(waiter.admitted.root);
+        self.correlation.withdraw(waiter.admitted.root());
     }
 
     /// Notes where the frame of a hop stands that has its lane.
@@ -163,13 +163,13 @@ impl Machine {
 
     /// Gives a hop its lane; false if its root has ended, and the hop is to be put down.
     pub fn assign(&self, waiter: &Waiter, ticket: u64, peer: Peer) -> bool {
-        let branch = self.correlation.take_up(waiter.admitted.root, Ticket(ticket));
+        let branch = self.correlation.take_up(waiter.admitted.root(), Ticket(ticket));
         branch.map(|branch| branch.assign(peer.source())).is_some()
     }
 
     /// Gives a hop its lane and its place there; false like [`Machine::assign`].
     pub fn send(&self, waiter: &Waiter, ticket: u64, peer: Peer, position: u64) -> bool {
-        let branch = self.correlation.take_up(waiter.admitted.root, Ticket(ticket));
+        let branch = self.correlation.take_up(waiter.admitted.root(), Ticket(ticket));
         let place = |branch: Branch<'_>| {
             branch.assign(peer.source());
             branch.place(position);
@@ -179,7 +179,7 @@ impl Machine {
 
     /// Forgets a hop of an ended root.
     pub fn put_down(&self, waiter: &Waiter, ticket: u64) {
-        self.correlation.put_down(waiter.admitted.root, Ticket(ticket));
+        self.correlation.put_down(waiter.admitted.root(), Ticket(ticket));
     }
 
     /// Takes a hop back from a dead worker, by the frame that it was sent; whether it may run again.
@@ -191,7 +191,7 @@ impl Machine {
 
     /// The owner leaves; true if the waiter has ended, and has been forgotten by that.
     pub fn detach(&self, waiter: &Waiter) -> bool {
-        let root = waiter.admitted.root;
+        let root = waiter.admitted.root();
         let has_ended = self.correlation.detach(root);
         if has_ended {
             self.correlation.free(root.index);
@@ -201,7 +201,7 @@ impl Machine {
 
     /// How the waiter ended, if it has; its place is free then. Call it again only after `None`.
     pub fn take(&self, waiter: &Waiter) -> Option<Taken> {
-        let key = waiter.admitted.root;
+        let key = waiter.admitted.root();
         if self.correlation.phase(key) != Phase::Ended {
             return None;
         }
@@ -224,7 +224,7 @@ impl Machine {
 
     /// Frees the place of a waiter that has ended, without a look at how.
     pub fn forget(&self, waiter: &Waiter) {
-        self.correlation.free(waiter.admitted.root.index);
+        self.correlation.free(waiter.admitted.index);
     }
 
     // ---- frames ----
@@ -337,7 +337,7 @@ impl Machine {
 
     /// Makes a waiter, of whom nothing has been sent, the next input of the run, and holds its first frame.
     pub fn input(&self, input: u64, waiter: &Waiter, group: u16) {
-        self.correlation.join_run(waiter.admitted.root);
+        self.correlation.join_run(waiter.admitted.root());
         let ticket = waiter.ticket();
         self.run().order.input(input, ticket, group, ticket);
     }
@@ -383,7 +383,7 @@ impl Machine {
     ) -> Option<Ending> {
         let outcome = cause.map_or(Outcome::Cancelled, Outcome::Failed);
         let started = |source: Source, position| started(source.into(), position);
-        let ended = self.correlation.end(waiter.admitted.root, None, outcome, now_ns, started);
+        let ended = self.correlation.end(waiter.admitted.root(), None, outcome, now_ns, started);
         ended.map(|ended| self.ending(ended))
     }
 

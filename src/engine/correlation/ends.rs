@@ -539,9 +539,9 @@ mod tests {
             (counters.rejected_terminal, counters.late_reply_drop)
         };
         assert_eq!(judge(OTHER), (1, 0));
-        assert!(table.end(admitted.root, None, Outcome::Cancelled, 2, |_, _| false).is_some());
-        assert_eq!(table.phase(admitted.root), Phase::Ended);
-        table.free(admitted.root.index);
+        assert!(table.end(admitted.root(), None, Outcome::Cancelled, 2, |_, _| false).is_some());
+        assert_eq!(table.phase(admitted.root()), Phase::Ended);
+        table.free(admitted.index);
         // As far as the next user has got when it has given the entry its lane, and not yet its generation.
         table.hops[0].assign(OTHER);
         assert_eq!(judge(ASKED), (1, 1), "late, and nobody lies");

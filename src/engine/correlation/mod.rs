@@ -76,13 +76,20 @@ pub(crate) struct Admission {
 /// What an admitted request is known by.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Admitted {
-    pub root: RootKey,
+    /// Of its root.
+    pub index: u32,
+    /// Whether the trace id is the caller's, and stands in the index.
+    pub has_callers_id: bool,
     pub ticket: Ticket,
     pub trace_id: TraceId,
-    /// Whether that is the caller's, and stands in the index.
-    pub has_callers_id: bool,
     /// The request's own, from 1.
     pub number: u64,
+}
+
+impl Admitted {
+    pub fn root(&self) -> RootKey {
+        RootKey { index: self.index, generation: self.number % Ticket::GENERATIONS }
+    }
 }
 
 /// Why a request is not admitted.
@@ -244,10 +251,10 @@ impl Correlation {
         self.counters[usize::from(admission.home)].registered.add();
         root.open(generation);
         Ok(Admitted {
-            root: RootKey { index, generation },
+            index,
+            has_callers_id,
             ticket: Ticket::new(hop, generation),
             trace_id: identity.trace_id,
-            has_callers_id,
             number,
         })
     }

@@ -30,7 +30,7 @@ impl Correlation {
     /// states in place of the role.
     #[inline(always)]
     pub fn end_own_run(&self, admitted: &Admitted, source: Source, now_ns: u64) -> bool {
-        if !self.roots[admitted.root.index as usize].end_unmarked(admitted.root.generation) {
+        if !self.roots[admitted.index as usize].end_unmarked(admitted.root().generation) {
             return false;
         }
         let counters = &self.counters[usize::from(source.lane)];
@@ -40,7 +40,7 @@ impl Correlation {
         self.history.complete(admitted.number);
         self.hops[admitted.ticket.slot() as usize].close_of_ending();
         if admitted.has_callers_id {
-            self.index.remove(admitted.trace_id.to_words(), admitted.root.index);
+            self.index.remove(admitted.trace_id.to_words(), admitted.index);
         }
         let (kind, trace_id) = (EventKind::Completed, admitted.trace_id);
         self.events.add(Event { kind, trace_id, at_ns: now_ns, status: None });
@@ -50,7 +50,7 @@ impl Correlation {
     /// Frees the place of a request that [`Correlation::end_own`] has ended.
     #[inline(always)]
     pub fn free_own(&self, admitted: &Admitted) {
-        self.roots[admitted.root.index as usize].wait_for_pins();
-        self.free.push(admitted.root.index);
+        self.roots[admitted.index as usize].wait_for_pins();
+        self.free.push(admitted.index);
     }
 }
