@@ -103,7 +103,8 @@ impl EngineBuilder {
         completed_history: usize
     );
     setting!(
-        /// How long a worker may take to start and build its nodes. Default: 30 s.
+        /// How long all workers together may take to start and build their nodes; so may a successor. A second and
+        /// more in which this process itself stood still does not count. Default: 30 s.
         start_timeout: Duration
     );
     setting!(

@@ -9,6 +9,7 @@ mod launch;
 mod liveness;
 mod output;
 mod spawner;
+mod start_time;
 mod toll;
 mod worker;
 
