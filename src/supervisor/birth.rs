@@ -14,7 +14,7 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::error::StartError;
-use super::event::{Listener as EventListener, WorkerEvent, WorkerNotice, tell};
+use super::event::{Telling, WorkerEvent, WorkerNotice};
 use super::launch::{Launch, refused};
 use super::output::{Capture, OutputSink, Speaker, Stream};
 use super::start_time::{LOOK_MS, StartTime};
@@ -79,7 +79,7 @@ pub(crate) struct WorkerSpec<'a> {
     /// Takes what it prints.
     pub sink: Option<OutputSink>,
     /// Is told of its start.
-    pub listener: Option<EventListener>,
+    pub telling: &'a Telling,
     /// Raised when the start is not wanted any more.
     pub cancelled: Option<&'a AtomicBool>,
 }
@@ -95,8 +95,7 @@ impl WorkerSpec<'_> {
 
     fn tell(&self, pid: i32, event: WorkerEvent) {
         let (group, process) = (self.placed().name.as_str().into(), self.process);
-        let notice = WorkerNotice { group, process, pid, at_ns: clock::monotonic_ns(), event };
-        tell(self.listener.as_ref(), &notice);
+        self.telling.tell(WorkerNotice { group, process, pid, at_ns: clock::monotonic_ns(), event });
     }
 
     fn life(&self) -> Life {
