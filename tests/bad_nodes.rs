@@ -8,14 +8,17 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use handbell::{
     App, CallError, Category, Cause, Deadline, EngineBuilder, ExecutionClass, Failure, KilledFor, NodeError,
-    Output, Plan, Profile, Request, Resource, StopMode, Stream,
+    Output, Plan, Profile, Request, Resource, StopMode, Stream, WorkerEvent,
 };
 
 mod common;
-use common::{TOKEN, failure, far, is_alive, start, started, stop, token, until, worker_pid};
+use common::{
+    Notices, TOKEN, failure, far, is_alive, start, started, stop, token, transport, until, worker_pid,
+};
 
 program!(
     of app;
@@ -25,6 +28,7 @@ program!(
     handoff_04_a_node_that_becomes_another_program,
     handoff_04_a_node_that_floods_its_output,
     handoff_04_a_panic_that_panics_when_it_is_dropped,
+    stop_ipc_03_a_subscriber_that_panics_changes_nothing,
     handoff_04_a_panic_in_the_midst_of_a_reply_keeps_no_room,
     handoff_04_a_state_that_panics_at_the_end,
     handoff_d_01_a_thousand_replies_to_one_request,
@@ -253,6 +257,35 @@ fn handoff_04_a_panic_that_panics_when_it_is_dropped() {
         until("all have ended", || engine.audit().in_flight == 0);
         stop(&engine);
     }
+}
+
+fn stop_ipc_03_a_subscriber_that_panics_changes_nothing() {
+    // Other tests of this program have their events, too.
+    let is_ours = |event: &str| event.contains("group=\"traced\"");
+    let traced = common::traced::record_and(|event| {
+        if event.contains("group=\"traced\"") {
+            std::panic::resume_unwind(Box::new(Bomb));
+        }
+    });
+    let (notices, failures) = (Notices::default(), Arc::new(AtomicU64::new(0)));
+    let failed = Arc::clone(&failures);
+    let plan = Plan::new().group("traced", ["echo", "exit"]).processes(2);
+    let builder = app().engine(plan).env(TOKEN, token()).term_timeout(Duration::from_secs(60));
+    let builder = builder.on_worker_event(notices.listener()).on_failure(move |_| {
+        failed.fetch_add(1, Ordering::Relaxed);
+    });
+    let (engine, exit) = started(builder, "exit");
+    assert_eq!(transport(engine.call(exit, b"4", far()).unwrap_err()), Cause::Exit(4));
+    assert_eq!(*engine.call(engine.node("echo").unwrap(), b"on", far()).unwrap().bytes(), *b"on");
+    assert_eq!(stop(&engine).workers.len(), 2);
+    let events = notices.events();
+    assert_eq!(events[4..5], [WorkerEvent::Crashed(Cause::Exit(4))], "{events:?}");
+    assert_eq!(events.last(), Some(&WorkerEvent::Stopped { gracefully: true }));
+    assert_eq!(failures.load(Ordering::Relaxed), 1);
+    let told = traced.lock().unwrap();
+    let told: Vec<&String> = told.iter().filter(|event| is_ours(event)).collect();
+    assert_eq!(told.iter().filter(|event| event.contains("handoff_failure")).count(), 1, "{told:?}");
+    assert_eq!(told.len(), events.len() + 1, "{told:?}");
 }
 
 fn handoff_04_a_panic_in_the_midst_of_a_reply_keeps_no_room() {

@@ -29,6 +29,9 @@ const EIGHT: usize = 8;
 /// A directory in which workers leave word for each other.
 const PLACE: &str = "HANDBELL_TEST_PLACE";
 
+/// Set in a process that is an engine, and is paused.
+const ROLE: &str = "HANDBELL_TEST_ROLE";
+
 fn nothing(_: &Request<'_>, _: &mut Output<'_>) -> Result<(), NodeError> {
     Ok(())
 }
@@ -58,6 +61,17 @@ fn app() -> App {
         .node_with("exits_when_told", || -> Result<Nothing, BuildError> {
             wait_for(&place().join("go"));
             std::process::exit(3)
+        })
+        .node_with("pauses_its_engine", || {
+            // In all it takes a second of its engine's time.
+            std::thread::sleep(Duration::from_millis(500));
+            let engine = rustix::process::getppid().expect("it has one").as_raw_nonzero().get();
+            common::pause(engine);
+            std::thread::sleep(PAUSE);
+            common::kill(engine, rustix::process::Signal::CONT);
+            // Who is to be late is late by now.
+            std::thread::sleep(Duration::from_millis(500));
+            Ok(nothing)
         })
         .node("args", |_, output| {
             let args: Vec<String> = std::env::args().skip(1).collect();
@@ -294,6 +308,28 @@ fn is_late(plan: &Plan, step: &str) {
     });
 }
 
+/// How long an engine is paused, and how long it gives its workers.
+const PAUSE: Duration = Duration::from_secs(5);
+const LESS_THAN_THE_PAUSE: Duration = Duration::from_secs(4);
+
+fn boot_04_a_pause_of_the_engine_is_not_the_workers() {
+    let mut engine = std::process::Command::new("/proc/self/exe");
+    engine.env(ROLE, "paused").env(common::TOKEN, common::token());
+    assert!(engine.status().expect("this program starts").success());
+}
+
+/// Not a test: an engine that one of its workers pauses while nodes are built, for longer than they may take.
+fn starts_though_it_is_paused() -> ! {
+    let plan = Plan::new().group("a", ["up0"]).group("b", ["pauses_its_engine"]).group("c", ["up1"]);
+    let builder = app().engine(plan).env(common::TOKEN, common::token()).on_output(|_| {});
+    let begin = Instant::now();
+    let engine =
+        builder.start_timeout(LESS_THAN_THE_PAUSE).start().expect("it was this process that stood still");
+    assert!(begin.elapsed() > PAUSE);
+    assert_eq!(common::stop(&engine).workers.len(), 3);
+    std::process::exit(0);
+}
+
 fn boot_04_what_was_started_in_vain_is_told_with_its_end() {
     // A worker that fails, and a node of this process that does when the workers are ready.
     let failing = Plan::new().group("a", ["up0"]).processes(2).group("bad", ["exits"]);
@@ -460,6 +496,9 @@ fn gate_01_what_cannot_be_had_is_named_and_nothing_is_left() {
 
 fn main() {
     app().serve_if_worker();
+    if std::env::var_os(ROLE).is_some() {
+        starts_though_it_is_paused();
+    }
     common::run(tests![
         boot_03_a_worker_may_print_while_it_builds,
         boot_04_a_worker_that_refuses_says_why,
@@ -471,6 +510,7 @@ fn main() {
         a_plan_of_local_groups_has_no_worker,
         boot_04_one_that_fails_takes_the_others_with_it,
         boot_04_a_worker_that_is_never_ready_takes_the_others_with_it,
+        boot_04_a_pause_of_the_engine_is_not_the_workers,
         boot_04_the_others_are_ended_in_reverse_order,
         boot_04_a_spawn_that_fails_takes_the_others_with_it,
         handoff_01_a_command_serves_an_engine,

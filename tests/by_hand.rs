@@ -29,7 +29,7 @@ use common::{Notices, engine, failure, far, kill, patiently, started, stop, tran
 /// Set in workers that are born by hand, to how; with "then", to how in the first life and in all later ones.
 const WAY: &str = "HANDBELL_TEST_WAY";
 
-/// Set in a process that is an engine, and is paused.
+/// Set in a process that is an engine, and is paused, to how its worker does that.
 const ROLE: &str = "HANDBELL_TEST_ROLE";
 
 fn main() {
@@ -41,8 +41,8 @@ fn main() {
         be_born(&birth, if is_first { first } else { later });
     }
     common::app().serve_if_worker();
-    if std::env::var_os(ROLE).is_some() {
-        starts_though_it_is_paused();
+    if let Ok(way) = std::env::var(ROLE) {
+        starts_though_it_is_paused(&way);
     }
     common::run(tests![
         boot_02_a_malformed_bundle_ends_the_child,
@@ -95,14 +95,21 @@ fn be_born(birth: &BirthByHand, way: &str) -> ! {
             birth.map(port);
         }
         "never_calls" => birth.map(port),
-        "pauses_its_engine" => {
+        "pauses_its_engine" | "calls_a_paused_engine" => {
             birth.map(port);
             let engine = rustix::process::getppid().expect("it has one").as_raw_nonzero().get();
             common::pause(engine);
-            std::thread::sleep(Duration::from_secs(3));
-            kill(engine, Signal::CONT);
-            // Who is to be late is late by now.
-            std::thread::sleep(Duration::from_millis(300));
+            // Longer than a handshake may take; what is said meanwhile is older than a message may be.
+            let is_called = way == "calls_a_paused_engine";
+            let goes_on = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_secs(if is_called { 6 } else { 3 }));
+                kill(engine, Signal::CONT);
+            });
+            if !is_called {
+                goes_on.join().expect("it has gone on");
+                // Who is to be late is late by now.
+                std::thread::sleep(Duration::from_millis(300));
+            }
             obey(call(caller, birth.credentials()).expect("answered"), birth, way);
         }
         "stands_still" => {
@@ -437,14 +444,16 @@ fn boot_04_who_is_busy_and_never_calls_fails_the_start() {
 }
 
 fn stop_ipc_05_an_engine_that_is_paused_in_the_handshake_blames_nobody() {
-    let mut engine = Command::new("/proc/self/exe");
-    engine.env(ROLE, "paused").env(common::TOKEN, common::token());
-    assert!(engine.status().expect("this program starts").success());
+    for way in ["pauses_its_engine", "calls_a_paused_engine"] {
+        let mut engine = Command::new("/proc/self/exe");
+        engine.env(ROLE, way).env(common::TOKEN, common::token());
+        assert!(engine.status().expect("this program starts").success(), "{way}");
+    }
 }
 
-/// Not a test: an engine whose worker pauses it for three seconds before it calls.
-fn starts_though_it_is_paused() -> ! {
-    let engine = born("pauses_its_engine").0.expect("the pause was not its worker's fault");
+/// Not a test: an engine whose worker pauses it for some seconds before it calls, or while it does.
+fn starts_though_it_is_paused(way: &str) -> ! {
+    let engine = born(way).0.expect("the pause was not its worker's fault");
     assert_eq!(stop(&engine).workers[0].mode, StopMode::Graceful);
     std::process::exit(0);
 }

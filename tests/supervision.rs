@@ -1,14 +1,14 @@
 //! Workers that fall silent, pause, hang or leave, and a stop that none of them can hold up: SEC-IPC-10,
 //! STOP-IPC-01 to -03, BOOT-03, HUNG-01. Real processes through the public engine.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use handbell::testing::{self, RawWorker};
 use handbell::{
-    Category, Cause, Deadline, Drain, Engine, EngineBuilder, KilledFor, Plan, StopMode, StopReport, Waiting,
-    WorkerEvent,
+    Category, Cause, Deadline, Drain, Engine, EngineBuilder, KilledFor, Plan, Restart, StopMode, StopReport,
+    Waiting, WorkerEvent,
 };
 use rustix::process::Signal;
 
@@ -37,6 +37,10 @@ fn main() {
         stop_ipc_03_each_child_ends_once_also_when_the_listener_panics,
         stop_ipc_03_a_listener_may_stop_the_engine,
         stop_ipc_03_a_sink_may_drop_the_engine,
+        stop_ipc_04_a_listener_that_never_returns_holds_up_no_supervision_and_no_stop,
+        stop_ipc_04_a_successor_is_born_and_ended_behind_a_listener_that_never_returns,
+        stop_ipc_04_a_sink_that_never_returns_holds_up_no_stop,
+        stop_ipc_04_a_waker_that_never_returns_leaves_no_child,
         sec_ipc_10_what_crosses_the_rings_is_not_control,
         sec_ipc_10_a_stop_is_obeyed_while_both_rings_are_full,
         who_never_stops_talking_keeps_nobody_from_supervision,
@@ -238,6 +242,105 @@ fn stop_ipc_03_a_sink_may_drop_the_engine() {
         notices.events().iter().any(is_end) || take_from(&ENGINE).map(drop).is_some()
     });
     until("its worker has stopped", || notices.events().iter().any(is_end));
+}
+
+/// Where code of the user's stands still until this is dropped.
+#[derive(Clone, Default)]
+struct Trap(Arc<(Mutex<bool>, Condvar, AtomicBool)>);
+
+impl Trap {
+    fn wait(&self) {
+        let (is_open, changed, has_come) = &*self.0;
+        has_come.store(true, Ordering::SeqCst);
+        drop(changed.wait_while(is_open.lock().unwrap(), |is_open| !*is_open).unwrap());
+    }
+
+    fn has_come(&self) -> bool {
+        self.0.2.load(Ordering::SeqCst)
+    }
+
+    fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+}
+
+/// An engine over this plan whose listener stands still with the first event that is `so`.
+fn trapping(
+    plan: Plan,
+    so: impl Fn(&WorkerEvent) -> bool + Send + Sync + 'static,
+) -> (EngineBuilder, Notices, Trap) {
+    let (notices, trap) = (Notices::default(), Trap::default());
+    let (listener, waits) = (notices.listener(), trap.clone());
+    let builder = engine_over(plan).on_worker_event(move |notice| {
+        listener(notice);
+        if so(&notice.event) {
+            waits.wait();
+        }
+    });
+    (builder, notices, trap)
+}
+
+fn stop_ipc_04_a_listener_that_never_returns_holds_up_no_supervision_and_no_stop() {
+    let plan = Plan::new().group("g", ["exit"]).processes(3);
+    let (builder, notices, trap) = trapping(plan, |event| matches!(event, WorkerEvent::Crashed(_)));
+    let (engine, exit) = started(builder.term_timeout(s(1)), "exit");
+    // The death of the second one is seen though nobody can be told.
+    assert_eq!(transport(engine.call(exit, b"4", far()).unwrap_err()), Cause::Exit(4));
+    until("the listener stands still", || trap.has_come());
+    assert_eq!(transport(engine.call(exit, b"5", far()).unwrap_err()), Cause::Exit(5));
+    let report = engine.stop(Drain::within(s(30)));
+    assert!(!common::is_alive(report.workers[0].pid) && report.workers.len() == 3, "{report:?}");
+    assert!(report.workers.iter().all(|worker| state_of(worker.pid).is_none()), "{report:?}");
+    let told = notices.all().len();
+    trap.open();
+    until("all is told", || ends(&notices, &report).iter().all(|ends| ends.len() == 1));
+    assert_eq!(told, 3 * 2 + 1, "{:?}", notices.all());
+    assert!(notices.all().is_sorted_by_key(|notice| notice.at_ns));
+    assert_eq!(engine.events_dropped(), 0);
+}
+
+fn stop_ipc_04_a_successor_is_born_and_ended_behind_a_listener_that_never_returns() {
+    let restart = Restart::on_failure(5).delay(Duration::from_millis(1), Duration::from_millis(1));
+    let plan = Plan::new().group("g", ["exit", "echo"]).restart(restart);
+    let births = AtomicUsize::new(0);
+    let is_second = move |event: &WorkerEvent| {
+        *event == WorkerEvent::Started && births.fetch_add(1, Ordering::SeqCst) == 1
+    };
+    let (builder, notices, trap) = trapping(plan, is_second);
+    let (engine, exit) = started(builder.term_timeout(s(1)), "exit");
+    assert_eq!(transport(engine.call(exit, b"4", far()).unwrap_err()), Cause::Exit(4));
+    until("the listener stands still", || trap.has_come());
+    let echo = engine.node("echo").unwrap();
+    assert_eq!(*engine.call(echo, b"all the same", far()).unwrap().bytes(), *b"all the same");
+    let report = engine.stop(Drain::within(s(30)));
+    assert_eq!(state_of(report.workers[0].pid), None, "{report:?}");
+    trap.open();
+    until("all is told", || ends(&notices, &report)[0].len() == 1);
+}
+
+fn stop_ipc_04_a_sink_that_never_returns_holds_up_no_stop() {
+    let trap = Trap::default();
+    let waits = trap.clone();
+    let builder = engine(&["print"]).on_output(move |_| waits.wait()).term_timeout(s(1));
+    let (engine, print) = started(builder, "print");
+    engine.call(print, b"", far()).unwrap();
+    until("the sink stands still", || trap.has_come());
+    let report = engine.stop(Drain::within(s(30)));
+    assert_eq!(state_of(report.workers[0].pid), None, "{report:?}");
+    trap.open();
+}
+
+fn stop_ipc_04_a_waker_that_never_returns_leaves_no_child() {
+    let (builder, notices) = heard(engine(&["echo"]).term_timeout(s(1)));
+    let (engine, echo) = started(builder, "echo");
+    // The engine's thread can settle nothing.
+    let held = common::held::hold(&engine, echo);
+    let report = engine.stop(Drain::within(s(30)));
+    assert_eq!(state_of(report.workers[0].pid), None, "{report:?}");
+    assert_eq!(ends(&notices, &report), [[GRACEFULLY]]);
+    drop(held);
+    // The watch looks whether the thread ends.
 }
 
 /// How long a stop takes of an engine whose node has filled the reply ring, with its request ring full too; or,

@@ -94,6 +94,13 @@ pub const DOORBELL_REPEAT_NS: u64 = 1_000_000_000;
 /// HELLO and CHALLENGE must be done this long after the worker was announced.
 pub const HANDSHAKE_NS: u64 = 2_000_000_000;
 
+/// Events that may wait for their listener; of a process that restarts without end, some hundred lives.
+pub const UNTOLD_EVENTS: usize = 4096;
+
+/// Who looks at the clock this much later than it meant to was not running itself, and blames nobody for the time
+/// between.
+pub const STALL_NS: u64 = 1_000_000_000;
+
 /// Connections that the kernel keeps for the listener: a flood of strangers between two turns does not push the
 /// worker's own one out.
 pub const DOORBELL_BACKLOG: i32 = 1024;

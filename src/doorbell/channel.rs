@@ -63,6 +63,11 @@ impl Channel {
         self.ttl_ns = ttl_ns;
     }
 
+    /// Messages live so long from now on.
+    pub fn live(&mut self, ttl_ns: u64) {
+        self.ttl_ns = ttl_ns;
+    }
+
     /// Messages that have come.
     #[cfg(feature = "testing")]
     pub fn received(&self) -> u64 {

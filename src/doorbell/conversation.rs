@@ -185,6 +185,26 @@ fn sec_ipc_03_a_handshake_out_of_its_time_ends() {
     }
 }
 
+#[test]
+fn stop_ipc_05_a_hello_is_heard_by_an_engine_that_was_away() {
+    for (late_ns, heard) in [(TTL + 3 * SECOND, Ok(())), (TTL + 3 * SECOND + 1, Err(Reject::Time))] {
+        let (mut pair, hello) = on_its_way(Kind::Hello);
+        pair.later(late_ns);
+        pair.engine.forgive(2 * SECOND);
+        // How long it was away in all.
+        pair.engine.forgive(3 * SECOND);
+        assert_eq!(pair.hears(Side::Engine, &hello), heard);
+        assert_eq!(pair.engine.is_open(), heard.is_ok());
+    }
+    // Nothing else lives longer for that.
+    let mut pair = Pair::open();
+    pair.engine.forgive(3 * SECOND);
+    let beat = pair.forge(Side::Worker, Kind::Heartbeat, |_| ());
+    pair.later(TTL + 1);
+    assert_eq!(pair.hears(Side::Engine, &beat), Ok(()));
+    assert_eq!(pair.engine.rejects().of(Reject::Time), 1);
+}
+
 /// Runs both sides for so many seconds, of which the worker or the engine sleeps the first ones: what is said
 /// to a sleeper waits, and a sleeper says nothing.
 fn run(pair: &mut Pair, seconds: u64, worker_sleeps: u64, engine_sleeps: u64) {

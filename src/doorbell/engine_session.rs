@@ -95,6 +95,13 @@ impl EngineSession {
         }
     }
 
+    /// This side was away for so long in all: HELLO, which is said once, may be as much older than others.
+    pub fn forgive(&mut self, missed_ns: u64) {
+        if let Phase::Handshake(greeting) = &mut self.phase {
+            greeting.channel.live(DOORBELL_TTL_NS.saturating_add(missed_ns));
+        }
+    }
+
     /// Lets work come. Call it once the worker has said READY.
     pub fn go(&mut self) {
         assert!(self.is_ready, "GO answers READY");

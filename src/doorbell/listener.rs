@@ -30,6 +30,8 @@ struct Announced {
     peer: SocketAddr,
     terms: EngineTerms,
     until_ns: u64,
+    /// How long this side was away meanwhile.
+    missed_ns: u64,
 }
 
 /// Listens for one worker.
@@ -81,13 +83,23 @@ impl Listener {
     pub fn announce(&mut self, port: u16, terms: EngineTerms, now_ns: u64) {
         assert!(self.announced.is_none(), "announced twice");
         let peer = SocketAddr::new(self.local.ip(), port);
-        self.announced = Some(Announced { peer, terms, until_ns: now_ns.saturating_add(HANDSHAKE_NS) });
+        let until_ns = now_ns.saturating_add(HANDSHAKE_NS);
+        self.announced = Some(Announced { peer, terms, until_ns, missed_ns: 0 });
     }
 
     /// The worker has until then after all.
     pub fn put_off(&mut self, until_ns: u64) {
         if let Some(announced) = &mut self.announced {
             announced.until_ns = until_ns;
+        }
+    }
+
+    /// This side was away for so long: the worker has until then after all, and what it has said meanwhile may be
+    /// as much older.
+    pub fn forgive(&mut self, missed_ns: u64, until_ns: u64) {
+        self.put_off(until_ns);
+        if let Some(announced) = &mut self.announced {
+            announced.missed_ns += missed_ns;
         }
     }
 
@@ -163,6 +175,8 @@ impl Listener {
     /// Hears the caller; its connection once the handshake is done.
     fn hear(&mut self, now_ns: u64) -> Option<Box<Connection<EngineSession>>> {
         let caller = self.caller.as_mut()?;
+        let missed_ns = self.announced.as_ref().map_or(0, |announced| announced.missed_ns);
+        caller.session().forgive(missed_ns);
         let heard = caller.turn(now_ns, |_| unreachable!("a session begins with its handshake"));
         let is_done = heard.is_ok() && caller.session().is_open() && caller.is_flushed();
         if heard.is_err() {

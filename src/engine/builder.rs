@@ -103,7 +103,8 @@ impl EngineBuilder {
         completed_history: usize
     );
     setting!(
-        /// How long a worker may take to start and build its nodes. Default: 30 s.
+        /// How long all workers together may take to start and build their nodes; so may a successor. A second and
+        /// more in which this process itself stood still does not count. Default: 30 s.
         start_timeout: Duration
     );
     setting!(
@@ -151,22 +152,26 @@ impl EngineBuilder {
         self
     }
 
-    /// Who gets the lines that workers print. Default: this process's standard error, behind the group's name.
+    /// Who gets the lines that workers print. Default: this process's standard error, behind the group's name. Blocking
+    /// in it holds up further lines, in the end the workers that print them, and a stop for at most `term_timeout`.
     pub fn on_output(mut self, sink: impl Fn(OutputLine<'_>) + Send + Sync + 'static) -> Self {
         self.sink = Some(Arc::new(sink));
         self
     }
 
-    /// Who is told of what happens to workers: a start, silence, a crash, a stop. Called by the
-    /// engine's threads, by several at a time while successors are born side by side. A panic in it is caught; blocking in it holds up the supervision.
+    /// Who is told of what happens to workers: a start, silence, a crash, a stop. Called in one thread of the engine's,
+    /// in order; what is told before [`EngineBuilder::start`] or [`Engine::stop`](crate::Engine::stop) returns has been
+    /// heard then. A panic in it is caught. Blocking in it holds up what is to be told next, of which 4,096 may wait
+    /// ([`Engine::events_dropped`](crate::Engine::events_dropped)), a start for at most `start_timeout`, and a stop for at
+    /// most `term_timeout`.
     pub fn on_worker_event(mut self, listener: impl Fn(&WorkerNotice) + Send + Sync + 'static) -> Self {
         self.listener = Some(Arc::new(listener));
         self
     }
 
     /// Who is told of each failure as it is handed to its caller, in the caller's thread: any number at a time. And of
-    /// each worker that a stop had to force ([`KilledFor::StopOverrun`](crate::KilledFor)), in the engine's. A panic in
-    /// it is caught.
+    /// each worker that a stop had to force ([`KilledFor::StopOverrun`](crate::KilledFor)), where worker events are
+    /// told. A panic in it is caught.
     pub fn on_failure(mut self, listener: impl Fn(&Failure) + Send + Sync + 'static) -> Self {
         self.failure_listener = Some(Arc::new(listener));
         self

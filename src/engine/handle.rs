@@ -165,6 +165,12 @@ impl Engine {
         Reject::ALL.iter().map(|reason| (reason.name(), sum.of(*reason))).collect()
     }
 
+    /// Worker events, and failures that a stop caused, which were not told because 4,096 others waited for their
+    /// listener.
+    pub fn events_dropped(&self) -> u64 {
+        self.shared().recipe.telling.queue.dropped()
+    }
+
     /// Ends the engine: refuses new requests, waits for what is in flight, fails what remains with category
     /// `shutdown`, then tells the workers to end, and kills their process groups if they do not.
     ///

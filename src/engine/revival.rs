@@ -14,7 +14,7 @@ use crate::os::owner::Owner;
 use crate::os::poll::EventFd;
 use crate::plan::loopback::Loopback;
 use crate::plan::placement::Placement;
-use crate::supervisor::{self, Capture, OutputSink, StartError, Started, WorkerSpec};
+use crate::supervisor::{self, Capture, OutputSink, StartError, Started, Telling, WorkerSpec};
 use crate::wire::geometry::Geometry;
 
 /// What the starts of all workers have in common.
@@ -28,7 +28,7 @@ pub(super) struct Recipe {
     pub pin: Option<u16>,
     pub start_timeout: Duration,
     pub stop_grace_ms: u32,
-    pub listener: Option<supervisor::Listener>,
+    pub telling: Telling,
     pub waiting: crate::base::waiting::Waiting,
 }
 
@@ -68,7 +68,7 @@ impl Recipe {
             start_timeout: self.start_timeout,
             bell: bell.as_fd(),
             sink: self.sink.clone(),
-            listener: self.listener.clone(),
+            telling: &self.telling,
             cancelled: None,
         }
     }

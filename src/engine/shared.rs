@@ -25,11 +25,14 @@ use crate::doorbell::Rejects;
 use crate::os::clock;
 use crate::os::poll::EventFd;
 use crate::plan::placement::Placement;
-use crate::supervisor::{Listener, StartError, Tail, Worker};
+use crate::supervisor::{StartError, Tail, Worker, WorkerEvent, WorkerNotice};
 use crate::wire::geometry::Geometry;
 
 /// Deadlines this far away are counted from the coarse clock.
 const COARSE_FROM: Duration = Duration::from_millis(100);
+
+/// Dead workers whose last lines are kept.
+const LAST_WORDS: usize = 64;
 
 /// Takes failures, in the thread of whoever takes the failed request.
 pub(super) type FailureListener = Arc<dyn Fn(&Failure) + Send + Sync>;
@@ -56,6 +59,23 @@ pub(super) struct Roll {
 impl Workers {
     pub fn lock(&self) -> MutexGuard<'_, Roll> {
         lock(&self.now)
+    }
+
+    /// A worker has been reaped; false if that was known already.
+    pub fn settle(&self, lane: u16, worker: &Worker, stop: WorkerStop) -> bool {
+        let mut roll = self.lock();
+        let is_new = roll.living.remove(&lane).is_some();
+        if is_new {
+            roll.rejects.add(&worker.rejects());
+            roll.last_words.push_back((worker.pid(), worker.tail().clone()));
+            if roll.last_words.len() > LAST_WORDS {
+                roll.last_words.pop_front();
+            }
+            roll.ended.insert(lane, stop);
+        }
+        drop(roll);
+        self.changed.notify_all();
+        is_new
     }
 }
 
@@ -180,8 +200,6 @@ pub(super) struct Shared {
     pub recipe: Recipe,
     /// Who is told of each failure.
     pub failure_listener: Option<FailureListener>,
-    /// Who is told of what happens to workers.
-    pub listener: Option<Listener>,
     pub runner: Runner,
 }
 
@@ -445,27 +463,46 @@ impl Shared {
 
     /// A failure on its way to its caller: whoever listens is told first.
     pub fn told(&self, failure: Failure) -> Failure {
-        // Subscribers and listeners are the user's; what they do changes nothing here.
-        #[cfg(feature = "tracing")]
-        contain(|| {
-            tracing::warn!(
-                target: "handbell",
-                group = failure.group(),
-                category = failure.category().name(),
-                cause = ?failure.cause(),
-                started = failure.started(),
-                "handoff_failure"
-            );
-        });
-        if let Some(listener) = &self.failure_listener {
-            contain(|| listener(&failure));
-        }
+        tell(self.failure_listener.as_ref(), &failure);
         failure
+    }
+
+    /// Tells what has happened to the worker of a lane.
+    pub fn tell(&self, lane: u16, pid: i32, event: WorkerEvent) {
+        let group = self.link(lane).group;
+        let process = lane - self.routes[usize::from(group.0)].first;
+        let (group, at_ns) = (self.group_name(group), clock::monotonic_ns());
+        self.recipe.telling.tell(WorkerNotice { group, process, pid, at_ns, event });
+    }
+
+    /// A failure that is on its way to no caller is told like an event.
+    pub fn tell_later(&self, failure: Failure) {
+        let listener = self.failure_listener.clone();
+        self.recipe.telling.queue.push(move || tell(listener.as_ref(), &failure));
     }
 
     /// Why a lane is dead, for a request that was not sent.
     pub fn cause_of(&self, link: &Link) -> Cause {
         link.cause_of_loss().unwrap_or(Cause::Exit(0))
+    }
+}
+
+/// Tells a failure to whoever listens.
+fn tell(listener: Option<&FailureListener>, failure: &Failure) {
+    // Subscribers and listeners are the user's; what they do changes nothing here.
+    #[cfg(feature = "tracing")]
+    contain(|| {
+        tracing::warn!(
+            target: "handbell",
+            group = failure.group(),
+            category = failure.category().name(),
+            cause = ?failure.cause(),
+            started = failure.started(),
+            "handoff_failure"
+        );
+    });
+    if let Some(listener) = listener {
+        contain(|| listener(failure));
     }
 }
 

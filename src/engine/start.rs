@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::builder::EngineBuilder;
@@ -26,6 +25,7 @@ use crate::node::executor::Executor;
 use crate::node::registry::{Registry, Unbuilt};
 use crate::os::owner::Owner;
 use crate::os::poll::EventFd;
+use crate::os::thread::Helper;
 use crate::os::{child, clock, cpu, limits, random};
 use crate::plan::budget::{self, Supply};
 use crate::plan::error::PlanError;
@@ -34,7 +34,8 @@ use crate::plan::placement::Placement;
 use crate::plan::restart::Restart;
 use crate::plan::settings::Profile;
 use crate::supervisor::{
-    self, Capture, Patience, StartError, Started, Worker, WorkerEvent, WorkerNotice, WorkerSpec,
+    self, Capture, EventThread, Patience, StartError, Started, Telling, Worker, WorkerEvent, WorkerNotice,
+    WorkerSpec,
 };
 use crate::wire::geometry::Geometry;
 
@@ -56,7 +57,9 @@ pub(super) fn start(builder: EngineBuilder) -> Result<Engine, StartError> {
     let placement = placement.with_unserved(&builder.unserved);
     let start = Start { in_memory, geometry, placement: &placement, builder: &builder };
     let bell = EventFd::new().map_err(start.system(StartStep::Spawn))?;
-    let mut recipe = start.recipe()?;
+    // Declared before all that tells: if the start comes to nothing, that is told too.
+    let events = start.events()?;
+    let mut recipe = start.recipe(&events)?;
     let (started, capture) = start.workers(&bell, &recipe)?;
     if placement.groups.iter().all(|group| group.restart == Restart::never()) {
         // Nobody will be started any more.
@@ -68,18 +71,20 @@ pub(super) fn start(builder: EngineBuilder) -> Result<Engine, StartError> {
         workers.push(Arc::new(worker));
         ends.push(lane);
     }
-    let abandoned = Abandoned { start: &start, workers: &workers };
+    let abandoned = Abandoned { start: &start, workers: &workers, telling: recipe.telling.clone() };
     let lanes = start.lanes(ends)?;
     let shared = Arc::new(start.shared(bell, lanes, recipe)?);
     let threads = start.threads(&shared, &workers)?;
-    std::mem::forget(abandoned);
+    abandoned.forget();
+    // Of their births.
+    events.flush(builder.settings.start_timeout);
     let pids: Vec<i32> = workers.iter().map(|worker| worker.pid()).collect();
     let life = Life {
         summary: Summary::of(&builder.settings, &shared, &pids, builder.secret.is_some()),
         shared,
         term_timeout: builder.settings.term_timeout,
         process: std::process::id(),
-        parts: Mutex::new(Some(Parts { threads, capture })),
+        parts: Mutex::new(Some(Parts { threads, capture, events })),
     };
     Ok(Engine { life: Arc::new(life) })
 }
@@ -88,6 +93,14 @@ pub(super) fn start(builder: EngineBuilder) -> Result<Engine, StartError> {
 struct Abandoned<'a> {
     start: &'a Start<'a>,
     workers: &'a [Arc<Worker>],
+    telling: Telling,
+}
+
+impl Abandoned<'_> {
+    /// They are not.
+    fn forget(mut self) {
+        self.workers = &[];
+    }
 }
 
 impl Drop for Abandoned<'_> {
@@ -95,14 +108,13 @@ impl Drop for Abandoned<'_> {
         let processes: Vec<_> = self.start.processes().collect();
         for (worker, (group, process)) in self.workers.iter().zip(processes).rev() {
             worker.end();
-            let notice = WorkerNotice {
+            self.telling.tell(WorkerNotice {
                 group: self.start.placement.group_name(group).into(),
                 process,
                 pid: worker.pid(),
                 at_ns: clock::monotonic_ns(),
                 event: WorkerEvent::Stopped { gracefully: false },
-            };
-            supervisor::tell(self.start.builder.listener.as_ref(), &notice);
+            });
         }
     }
 }
@@ -143,10 +155,17 @@ impl Start<'_> {
         self.in_memory || self.placement.groups[usize::from(group.0)].local
     }
 
-    fn recipe(&self) -> Result<Recipe, StartError> {
+    fn events(&self) -> Result<EventThread, StartError> {
+        let EngineBuilder { listener, failure_listener, settings, .. } = self.builder;
+        let is_heard = listener.is_some() || failure_listener.is_some() || cfg!(feature = "tracing");
+        let thread = EventThread::start(Owner::new(), is_heard, settings.term_timeout);
+        thread.map_err(self.system(StartStep::Spawn))
+    }
+
+    fn recipe(&self, events: &EventThread) -> Result<Recipe, StartError> {
         let settings = &self.builder.settings;
         Ok(Recipe {
-            owner: Owner::new(),
+            owner: events.owner(),
             env: self.builder.env.clone(),
             sink: self.builder.sink.clone(),
             secret: self.builder.secret.clone(),
@@ -154,7 +173,7 @@ impl Start<'_> {
             pin: settings.pin.map(|processor| processor as u16),
             start_timeout: settings.start_timeout,
             stop_grace_ms: (settings.term_timeout / 2).as_millis().min(u128::from(u32::MAX)) as u32,
-            listener: self.builder.listener.clone(),
+            telling: Telling { listener: self.builder.listener.clone(), queue: events.queue().clone() },
             waiting: settings.waiting,
         })
     }
@@ -261,7 +280,6 @@ impl Start<'_> {
             revived: Mutex::default(),
             recipe,
             failure_listener: self.builder.failure_listener.clone(),
-            listener: self.builder.listener.clone(),
             runner: Runner::default(),
             room_waiters: RoomWaiters::default(),
         })
@@ -269,11 +287,7 @@ impl Start<'_> {
 
     /// The engine's own thread, and the runner if it has something to run. If only the first of them starts, it
     /// ends with the workers.
-    fn threads(
-        &self,
-        shared: &Arc<Shared>,
-        workers: &[Arc<Worker>],
-    ) -> Result<Vec<JoinHandle<()>>, StartError> {
+    fn threads(&self, shared: &Arc<Shared>, workers: &[Arc<Worker>]) -> Result<Vec<Helper>, StartError> {
         let refused = self.system(StartStep::Spawn);
         let lanes = shared.links().map(|link| link.source.lane);
         shared.workers.lock().living = lanes.zip(workers.iter().cloned()).collect();
@@ -284,8 +298,7 @@ impl Start<'_> {
                 runner.recipe.owner.adopt();
                 runner.runner.run(&runner);
             };
-            let name = std::thread::Builder::new().name("handbell-runner".into());
-            threads.push(name.spawn(run).map_err(&refused)?);
+            threads.push(Helper::start("handbell-runner", run).map_err(&refused)?);
         }
         let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let patience = Patience {
@@ -293,8 +306,9 @@ impl Start<'_> {
             hung_after_ns: ns(self.builder.settings.hung_after),
         };
         let thread = EngineThread::new(Arc::clone(shared), workers, patience).map_err(&refused);
-        let name = std::thread::Builder::new().name("handbell-engine".into());
-        match thread.and_then(|thread| name.spawn(move || thread.run()).map_err(&refused)) {
+        let thread = thread
+            .and_then(|thread| Helper::start("handbell-engine", move || thread.run()).map_err(&refused));
+        match thread {
             Ok(thread) => threads.push(thread),
             Err(error) => {
                 shared.runner.end();

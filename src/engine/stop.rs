@@ -2,15 +2,16 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::drain::{Course, Patience, Step};
 use super::shared::{Shared, in_flight};
 use super::summary::Summary;
 use crate::base::failure::Cause;
+use crate::os::child::Exit;
 use crate::os::clock;
-use crate::supervisor::{Capture, Worker};
+use crate::os::thread::Helper;
+use crate::supervisor::{Capture, EventThread, Worker, WorkerEvent};
 
 /// How long a stop waits for what is in flight.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,8 +57,10 @@ pub struct StopReport {
 
 pub(super) struct Parts {
     /// The engine's own, and the runner if a group runs in this process.
-    pub threads: Vec<JoinHandle<()>>,
+    pub threads: Vec<Helper>,
     pub capture: Option<Capture>,
+    /// Ended last: the others hand in what it tells.
+    pub events: EventThread,
 }
 
 /// What ends with the last handle.
@@ -144,21 +147,30 @@ impl End {
                     shared.bell.ring();
                     each_worker(shared, Worker::tell_to_stop);
                 }
-                Step::Terminate => each_worker(shared, Worker::terminate),
-                Step::Kill => each_worker(shared, Worker::kill),
+                Step::Terminate => {
+                    self.settle_the_dead();
+                    each_worker(shared, Worker::terminate);
+                }
+                Step::Kill => {
+                    self.settle_the_dead();
+                    each_worker(shared, Worker::kill);
+                }
                 Step::Await { until_ns } => self.wait_for_ends(until_ns),
                 Step::Gone => break,
             }
         }
-        let Self { shared, parts, .. } = self;
+        let Self { shared, term_timeout, parts } = self;
         shared.ending.store(true, Ordering::SeqCst);
         shared.bell.ring();
         shared.runner.end();
+        // One that is in code of the user's may never come back.
         for thread in parts.threads {
-            // A thread of ours that panicked has said so on standard error; there is nothing left to undo.
-            let _ = thread.join();
+            thread.join_within(term_timeout);
         }
-        drop(parts.capture);
+        if let Some(capture) = parts.capture {
+            capture.end_within(term_timeout);
+        }
+        drop(parts.events);
         let workers = shared.workers.lock().ended.values().cloned().collect();
         StopReport { workers, cut_off }
     }
@@ -196,6 +208,31 @@ impl End {
         let count = ended.len() as u64;
         shared.after(ended);
         count
+    }
+
+    /// Reaps who has ended in a step and was not settled in it: the engine's thread is in code of the user's, a waker,
+    /// and may never come back. If it does, it settles what is left, and tells of it.
+    fn settle_the_dead(&self) {
+        let shared = &self.shared;
+        let living = shared.workers.lock().living.clone();
+        for (lane, worker) in living {
+            let Some(exit) = worker.exit() else { continue };
+            worker.kill();
+            worker.reap();
+            let gracefully = exit == Exit::Code(0);
+            let stop = WorkerStop {
+                group: shared.group_name(shared.link(lane).group).to_string(),
+                pid: worker.pid(),
+                mode: if gracefully { StopMode::Graceful } else { StopMode::Forced },
+                cause: match exit {
+                    Exit::Code(code) => Cause::Exit(code),
+                    Exit::Signal(signal) => Cause::Signal(signal),
+                },
+            };
+            if shared.workers.settle(lane, &worker, stop) {
+                shared.tell(lane, worker.pid(), WorkerEvent::Stopped { gracefully });
+            }
+        }
     }
 
     fn wait_for_ends(&self, until_ns: u64) {

@@ -19,14 +19,10 @@ use crate::os::child::Exit;
 use crate::os::clock;
 use crate::os::poll::Poller;
 use crate::plan::restart::{Lives, Restart};
-use crate::supervisor::{
-    self, Capture, Finding, Liveness, Patience, StartError, Work, Worker, WorkerEvent, WorkerNotice,
-};
+use crate::supervisor::{Capture, Finding, Liveness, Patience, StartError, Work, Worker, WorkerEvent};
 
 /// The number is the same on every processor that this crate supports.
 const SIGKILL: i32 = 9;
-/// Dead workers whose last lines are kept.
-const LAST_WORDS: usize = 64;
 /// A worker whose connection has ended is dying, or is killed after this.
 const END_GRACE_NS: u64 = 100_000_000;
 
@@ -107,11 +103,7 @@ impl Ward {
     }
 
     fn tell(&self, shared: &Shared, event: WorkerEvent) {
-        let group = shared.link(self.lane).group;
-        let process = self.lane - shared.routes[usize::from(group.0)].first;
-        let (group, at_ns) = (shared.group_name(group), clock::monotonic_ns());
-        let notice = WorkerNotice { group, process, pid: self.pid, at_ns, event };
-        supervisor::tell(shared.listener.as_ref(), &notice);
+        shared.tell(self.lane, self.pid, event);
     }
 
     /// The bootstrap socket is readable: nothing is said there, so it has ended.
@@ -242,37 +234,30 @@ impl Ward {
         }
         end_what_is_open(shared, link, due_ns.is_some(), cause, now_ns);
         let gracefully = asked_to && exit == Exit::Code(0);
-        if asked_to && !gracefully && !was_born_in_vain {
-            let overrun = Cause::Killed(KilledFor::StopOverrun);
-            let was_executing = link.end.executing().is_some();
-            shared.told(Failure::new(shared.group_name(link.group), overrun, was_executing, None));
-        }
-        self.tell(
-            shared,
-            if asked_to { WorkerEvent::Stopped { gracefully } } else { WorkerEvent::Crashed(cause) },
-        );
-        if may_follow && due_ns.is_none() && self.lives.has_policy() {
-            self.tell(shared, WorkerEvent::GivenUp);
-        }
         let stop = WorkerStop {
             group: shared.group_name(link.group).to_string(),
             pid: worker.pid(),
             mode: if gracefully { StopMode::Graceful } else { StopMode::Forced },
             cause: by_kernel,
         };
+        // A stop may have settled it, because this thread was long away.
+        let is_told = !shared.workers.settle(self.lane, &worker, stop);
+        if asked_to && !gracefully && !was_born_in_vain && !is_told {
+            let overrun = Cause::Killed(KilledFor::StopOverrun);
+            let was_executing = link.end.executing().is_some();
+            shared.tell_later(Failure::new(shared.group_name(link.group), overrun, was_executing, None));
+        }
+        if !is_told {
+            let event =
+                if asked_to { WorkerEvent::Stopped { gracefully } } else { WorkerEvent::Crashed(cause) };
+            self.tell(shared, event);
+        }
+        if may_follow && due_ns.is_none() && self.lives.has_policy() {
+            self.tell(shared, WorkerEvent::GivenUp);
+        }
         self.worker = None;
         self.connection_ended_ns = None;
         self.succession = due_ns.map_or(Succession::None, Succession::DueAt);
-        let mut roll = shared.workers.lock();
-        roll.rejects.add(&worker.rejects());
-        roll.living.remove(&self.lane);
-        roll.last_words.push_back((worker.pid(), worker.tail().clone()));
-        if roll.last_words.len() > LAST_WORDS {
-            roll.last_words.pop_front();
-        }
-        roll.ended.insert(self.lane, stop);
-        drop(roll);
-        shared.workers.changed.notify_all();
     }
 
     // ---- between two lives ----

@@ -35,3 +35,5 @@ pub mod socket;
 pub mod table;
 /// Loopback TCP: a listener with a backlog, a socket that knows its port first.
 pub mod tcp;
+/// Threads whose end is awaited for a time only.
+pub mod thread;

@@ -14,9 +14,10 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::error::StartError;
-use super::event::{Listener as EventListener, WorkerEvent, WorkerNotice, tell};
+use super::event::{Telling, WorkerEvent, WorkerNotice};
 use super::launch::{Launch, refused};
 use super::output::{Capture, OutputSink, Speaker, Stream};
+use super::start_time::{LOOK_MS, StartTime};
 use super::worker::Worker;
 use crate::auth::{CREDENTIALS_BYTES, Credentials, Life, Secret};
 use crate::base::failure::{Cause, KilledFor};
@@ -43,12 +44,8 @@ use crate::wire::segment::{Side, layout_digest};
 const EXIT_GRACE_MS: u32 = 10_000;
 /// How long one that went silent may take to show that it has died.
 const NOT_THERE_MS: u32 = 200;
-/// How often a start looks whether it is still wanted.
-const CANCEL_LOOK_MS: u32 = 100;
 /// How often a handshake looks whether the child still lives.
-const LOOK_MS: u32 = 20;
-/// Who looks this much later was not running itself.
-const STALL_NS: u64 = 1_000_000_000;
+const HANDSHAKE_LOOK_MS: u32 = 20;
 /// Many times what a handshake takes. Whoever has had less of a processor was kept from it.
 const HANDSHAKE_WORK_NS: u64 = 100_000_000;
 
@@ -82,7 +79,7 @@ pub(crate) struct WorkerSpec<'a> {
     /// Takes what it prints.
     pub sink: Option<OutputSink>,
     /// Is told of its start.
-    pub listener: Option<EventListener>,
+    pub telling: &'a Telling,
     /// Raised when the start is not wanted any more.
     pub cancelled: Option<&'a AtomicBool>,
 }
@@ -98,8 +95,7 @@ impl WorkerSpec<'_> {
 
     fn tell(&self, pid: i32, event: WorkerEvent) {
         let (group, process) = (self.placed().name.as_str().into(), self.process);
-        let notice = WorkerNotice { group, process, pid, at_ns: clock::monotonic_ns(), event };
-        tell(self.listener.as_ref(), &notice);
+        self.telling.tell(WorkerNotice { group, process, pid, at_ns: clock::monotonic_ns(), event });
     }
 
     fn life(&self) -> Life {
@@ -125,7 +121,8 @@ pub(crate) struct Started {
 
 /// Starts one worker for each of `specs`, in their order, and waits until all are ready.
 pub(crate) fn start(specs: &[WorkerSpec<'_>]) -> Result<(Vec<Started>, Capture), StartError> {
-    let begun_ns = clock::monotonic_ns();
+    let timeout_ns = specs.first().map_or(0, |spec| ns(spec.start_timeout));
+    let time = StartTime::new(clock::monotonic_ns(), timeout_ns);
     let prepared = specs.iter().map(Prepared::new).collect::<Result<Vec<_>, _>>()?;
     // From the first line on: what a worker prints while it builds its nodes must not hold it up, and if it
     // refuses to begin, it prints why. Declared before `births`, so that it is drained after the end of those.
@@ -136,10 +133,10 @@ pub(crate) fn start(specs: &[WorkerSpec<'_>]) -> Result<(Vec<Started>, Capture),
     })?;
     let mut births = Births(Vec::with_capacity(specs.len()));
     for (spec, prepared) in specs.iter().zip(prepared) {
-        births.0.push(Unborn::spawn(spec, prepared, &capture, begun_ns)?);
+        births.0.push(Unborn::spawn(spec, prepared, &capture, &time)?);
     }
     births.0.iter_mut().try_for_each(Unborn::seal)?;
-    all_ready(&mut births.0)?;
+    all_ready(&mut births.0, &time)?;
     let started = std::mem::take(&mut births.0).into_iter().map(Unborn::born).collect();
     Ok((started, capture))
 }
@@ -209,7 +206,7 @@ fn bundle(spec: &WorkerSpec<'_>) -> Bundle {
 
 /// Waits until all have said READY. What any of them says meanwhile is heard: one that takes long to build its
 /// nodes must not leave another's messages lying until they are too old.
-fn all_ready(births: &mut [Unborn<'_>]) -> Result<(), StartError> {
+fn all_ready(births: &mut [Unborn<'_>], time: &StartTime) -> Result<(), StartError> {
     let Some(first) = births.first() else { return Ok(()) };
     let system = |error| first.spec.system(StartStep::Ready)(error);
     let poller = Poller::new().map_err(system)?;
@@ -224,15 +221,13 @@ fn all_ready(births: &mut [Unborn<'_>]) -> Result<(), StartError> {
         births.iter_mut().try_for_each(Unborn::turn)?;
         let Some(awaited) = births.iter_mut().position(|unborn| !unborn.is_ready()) else { return Ok(()) };
         let awaited = &births[awaited];
-        if clock::monotonic_ns() >= awaited.until_ns {
+        let now_ns = clock::monotonic_ns();
+        if time.is_over(now_ns) || awaited.spec.is_cancelled() {
             return Err(awaited.late(StartStep::Ready));
         }
         let next_ns = births.iter().filter_map(|unborn| unborn.connection.as_ref()?.next_ns()).min();
-        if awaited.spec.is_cancelled() {
-            return Err(awaited.late(StartStep::Ready));
-        }
-        let look_ns = clock::monotonic_ns() + u64::from(CANCEL_LOOK_MS) * 1_000_000;
-        let until_ns = next_ns.unwrap_or(u64::MAX).min(awaited.until_ns).min(look_ns);
+        let look_ns = now_ns + u64::from(LOOK_MS) * 1_000_000;
+        let until_ns = next_ns.unwrap_or(u64::MAX).min(time.until_ns(now_ns)).min(look_ns);
         poller.wait(&mut tokens, Some(until_ns)).map_err(awaited.spec.system(StartStep::Ready))?;
     }
 }
@@ -259,7 +254,8 @@ struct Unborn<'a> {
     /// Request and reply; `None` once they are the lane's.
     segments: Option<(Created, Created)>,
     lane: Option<EngineEnd>,
-    until_ns: u64,
+    /// That of its start.
+    time: &'a StartTime,
 }
 
 impl<'a> Unborn<'a> {
@@ -268,8 +264,10 @@ impl<'a> Unborn<'a> {
         spec: &'a WorkerSpec<'a>,
         prepared: Prepared,
         capture: &Capture,
-        begun_ns: u64,
+        time: &'a StartTime,
     ) -> Result<Self, StartError> {
+        // What each of many takes is no pause.
+        time.missed_ns(clock::monotonic_ns());
         let create = |side| {
             let created = Created::new(side, &spec.geometry, spec.incarnation);
             created.map_err(spec.segment(StartStep::Spawn))
@@ -294,7 +292,7 @@ impl<'a> Unborn<'a> {
             connection: None,
             segments: Some((request, reply)),
             lane: None,
-            until_ns: begun_ns.saturating_add(ns(spec.start_timeout)),
+            time,
         };
         spec.tell(pid, WorkerEvent::Started);
         let group = spec.placed();
@@ -340,32 +338,34 @@ impl<'a> Unborn<'a> {
             timing: Timing::default(),
         };
         let announced_ns = clock::monotonic_ns();
+        let missed_ns = self.time.missed_ns(announced_ns);
         self.listener.announce(port, terms, announced_ns);
         let (request, reply) = self.segments.take().expect("sealed once");
         reply.close_for_writing().map_err(self.spec.segment(StartStep::Mapped))?;
         self.say(&Message::Sealed.encode(), &[])?;
         self.lane = Some(EngineEnd::new(request.into_view(), reply.into_view(), self.spec.geometry));
-        self.shake_hands(announced_ns)
+        self.shake_hands(missed_ns)
     }
 
-    fn shake_hands(&mut self, announced_ns: u64) -> Result<(), StartError> {
+    /// `missed_ns` as it was when its place was announced.
+    fn shake_hands(&mut self, mut missed_ns: u64) -> Result<(), StartError> {
         let pid = self.worker().pid();
         let processor_ns = child::processor_ns(pid);
-        let mut looked_ns = announced_ns;
         loop {
             let now_ns = clock::monotonic_ns();
             // Its time is for what it does; in what the machine withholds from it or from us it can do nothing.
-            if now_ns.saturating_sub(looked_ns) > STALL_NS {
-                self.listener.put_off(now_ns + HANDSHAKE_NS);
+            let newly_missed_ns = self.time.missed_ns(now_ns) - missed_ns;
+            missed_ns += newly_missed_ns;
+            if newly_missed_ns > 0 {
+                self.listener.forgive(newly_missed_ns, now_ns + HANDSHAKE_NS);
             } else if self.listener.next_ns().is_some_and(|until_ns| until_ns <= now_ns)
                 && (child::wants_processor(pid) || child::is_stopped(pid))
                 && child::processor_ns(pid)
                     .zip(processor_ns)
                     .is_some_and(|(now, then)| now < then + HANDSHAKE_WORK_NS)
             {
-                self.listener.put_off(now_ns + u64::from(LOOK_MS) * 1_000_000);
+                self.listener.put_off(now_ns + u64::from(HANDSHAKE_LOOK_MS) * 1_000_000);
             }
-            looked_ns = now_ns;
             let turn = self.listener.turn(now_ns);
             match turn.map_err(self.spec.system(StartStep::Handshake))? {
                 Turn::Done(connection) => {
@@ -376,13 +376,14 @@ impl<'a> Unborn<'a> {
                 Turn::Waiting => {}
             }
             // The listener closes by itself when the time is over.
-            let until_ns = self.listener.next_ns().unwrap_or(0).min(self.until_ns);
-            let left_ns = until_ns.saturating_sub(clock::monotonic_ns());
+            let now_ns = clock::monotonic_ns();
+            let left_ns =
+                self.listener.next_ns().unwrap_or(0).min(self.time.until_ns(now_ns)).saturating_sub(now_ns);
             let left_ms = u32::try_from(left_ns.div_ceil(1_000_000)).unwrap_or(u32::MAX);
             let died = readable_within(self.worker().pidfd(), Some(0)).unwrap_or(false);
-            let heard = readable_within(self.listener.as_fd(), Some(left_ms.min(LOOK_MS)));
+            let heard = readable_within(self.listener.as_fd(), Some(left_ms.min(HANDSHAKE_LOOK_MS)));
             heard.map_err(self.spec.system(StartStep::Handshake))?;
-            if died || left_ns == 0 && clock::monotonic_ns() >= self.until_ns {
+            if died || left_ns == 0 && self.is_over() {
                 return Err(self.not_there(StartStep::Handshake));
             }
         }
@@ -434,6 +435,11 @@ impl<'a> Unborn<'a> {
         }
     }
 
+    /// Whether it comes too late.
+    fn is_over(&self) -> bool {
+        self.time.is_over(clock::monotonic_ns())
+    }
+
     fn worker(&self) -> &Worker {
         self.worker.as_ref().expect("taken only when it is ready")
     }
@@ -457,8 +463,9 @@ impl<'a> Unborn<'a> {
     /// Waits for MAPPED: the port that it will call from.
     fn mapped(&mut self) -> Result<u16, StartError> {
         // Until it is announced, whoever calls is a stranger, and is sent away so that it finds a place.
-        while !readable_within(self.socket(), Some(LOOK_MS)).map_err(self.spec.system(StartStep::Mapped))?
-            && clock::monotonic_ns() < self.until_ns
+        while !readable_within(self.socket(), Some(HANDSHAKE_LOOK_MS))
+            .map_err(self.spec.system(StartStep::Mapped))?
+            && !self.is_over()
             && !self.spec.is_cancelled()
         {
             let turn = self.listener.turn(clock::monotonic_ns());
@@ -479,12 +486,13 @@ impl<'a> Unborn<'a> {
         let group = self.spec.placed().name.clone();
         let mut buffer = [0; 64];
         let received = loop {
-            let left_ms = self.until_ns.saturating_sub(clock::monotonic_ns()).div_ceil(1_000_000);
-            let look_ms = u32::try_from(left_ms).unwrap_or(u32::MAX).min(CANCEL_LOOK_MS);
+            let now_ns = clock::monotonic_ns();
+            let left_ms = self.time.until_ns(now_ns).saturating_sub(now_ns).div_ceil(1_000_000);
+            let look_ms = u32::try_from(left_ms).unwrap_or(u32::MAX).min(LOOK_MS);
             match receive_within(self.socket(), &mut buffer, 0, look_ms) {
                 Err(error)
                     if error.kind() == io::ErrorKind::TimedOut
-                        && left_ms > u64::from(look_ms)
+                        && !self.is_over()
                         && !self.spec.is_cancelled() => {}
                 received => break received,
             }
@@ -519,7 +527,7 @@ impl<'a> Unborn<'a> {
         if self.dies_within(NOT_THERE_MS) {
             return StartError::Died { group, step, cause: self.cause() };
         }
-        if clock::monotonic_ns() >= self.until_ns {
+        if self.is_over() {
             return self.late(step);
         }
         let rejects = self.listener.rejects().total();
@@ -529,8 +537,10 @@ impl<'a> Unborn<'a> {
 
     /// Waits for its death. One that has begun to end is given more time.
     fn dies_within(&self, ms: u32) -> bool {
-        while !readable_within(self.worker().pidfd(), Some(ms)).unwrap_or(false) {
-            if !self.worker().is_ending() || clock::monotonic_ns() >= self.until_ns {
+        let until_ns = clock::monotonic_ns() + u64::from(ms) * 1_000_000;
+        while !readable_within(self.worker().pidfd(), Some(LOOK_MS)).unwrap_or(false) {
+            let is_over = self.is_over();
+            if clock::monotonic_ns() >= until_ns && (is_over || !self.worker().is_ending()) {
                 return false;
             }
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::event_thread::EventQueue;
 use crate::base::contain::contain;
 use crate::base::failure::Cause;
 use crate::base::refusal::{RefusedFor, StartStep};
@@ -62,25 +63,37 @@ pub struct WorkerNotice {
     pub event: WorkerEvent,
 }
 
-/// Takes the notices; called by several threads, at the same time while successors are born. A panic in it is caught; blocking in it holds up the
-/// supervision of all workers.
+/// Takes the notices, in one thread. A panic in it is caught; blocking in it holds up further notices, and a stop for a
+/// time.
 pub(crate) type Listener = Arc<dyn Fn(&WorkerNotice) + Send + Sync>;
 
-/// Hands a notice to whoever listens.
-pub(crate) fn tell(listener: Option<&Listener>, notice: &WorkerNotice) {
-    // Subscribers and listeners are the user's; what they do changes nothing here.
-    #[cfg(feature = "tracing")]
-    contain(|| {
-        tracing::info!(
-            target: "handbell",
-            group = &*notice.group,
-            process = notice.process,
-            pid = notice.pid,
-            event = ?notice.event,
-            "worker"
-        );
-    });
-    if let Some(listener) = listener {
-        contain(|| listener(notice));
+/// Who listens, and the way there. By default nobody does.
+#[derive(Clone, Default)]
+pub(crate) struct Telling {
+    pub listener: Option<Listener>,
+    pub queue: EventQueue,
+}
+
+impl Telling {
+    /// Hands a notice to whoever listens. Never blocks.
+    pub fn tell(&self, notice: WorkerNotice) {
+        let listener = self.listener.clone();
+        self.queue.push(move || {
+            // Subscribers and listeners are the user's; what they do changes nothing here.
+            #[cfg(feature = "tracing")]
+            contain(|| {
+                tracing::info!(
+                    target: "handbell",
+                    group = &*notice.group,
+                    process = notice.process,
+                    pid = notice.pid,
+                    event = ?notice.event,
+                    "worker"
+                );
+            });
+            if let Some(listener) = listener {
+                contain(|| listener(&notice));
+            }
+        });
     }
 }

@@ -7,11 +7,10 @@
 //! the worker's until `hung_after` has passed without a node call.
 
 use crate::base::failure::KilledFor;
+use crate::base::limits::STALL_NS;
 
 /// Silence that is worth an event.
 const SUSPECT_NS: u64 = 2_000_000_000;
-/// Between two looks lies [`LOOK_NS`]; who looks this much later was not running itself, and blames nobody.
-const STALL_NS: u64 = 1_000_000_000;
 /// How often to look.
 pub(crate) const LOOK_NS: u64 = 500_000_000;
 

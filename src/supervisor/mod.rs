@@ -5,10 +5,12 @@
 mod birth;
 mod error;
 mod event;
+mod event_thread;
 mod launch;
 mod liveness;
 mod output;
 mod spawner;
+mod start_time;
 mod toll;
 mod worker;
 
@@ -17,7 +19,8 @@ pub use event::{WorkerEvent, WorkerNotice};
 pub use output::{OutputLine, OutputSink, Stream};
 
 pub(crate) use birth::{Started, WorkerSpec, start};
-pub(crate) use event::{Listener, tell};
+pub(crate) use event::{Listener, Telling};
+pub(crate) use event_thread::EventThread;
 pub(crate) use liveness::{Finding, Liveness, Patience, Work};
 pub(crate) use output::{Capture, Tail};
 pub(crate) use toll::Toll;

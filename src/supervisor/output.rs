@@ -7,12 +7,13 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::base::contain::contain;
 use crate::base::limits::{OUTPUT_LINE_BYTES, TAIL_LINES};
 use crate::os::owner::Owner;
 use crate::os::poll::{EventFd, Poller};
+use crate::os::thread::Helper;
 
 /// Which stream a line came from.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -54,6 +55,8 @@ fn to_stderr(line: OutputLine<'_>) {
 /// grandchild may hold one open, and write for ever.
 const LAST_TURNS: u32 = 1024;
 const STOP: u64 = u64::MAX;
+/// How long the sink may take for them, where nothing else is stated.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// Whose words a pipe carries, and who takes them.
 #[derive(Clone)]
@@ -102,7 +105,7 @@ struct Pipe {
 /// The thread that drains the pipes of an engine's workers.
 pub(crate) struct Capture {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Helper>,
 }
 
 /// What the thread and those who give it pipes share.
@@ -139,7 +142,7 @@ impl Capture {
                 drain(&shared);
             }
         };
-        let thread = std::thread::Builder::new().name("handbell-output".into()).spawn(run)?;
+        let thread = Helper::start("handbell-output", run)?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
@@ -157,13 +160,23 @@ impl Capture {
     }
 }
 
-impl Drop for Capture {
-    fn drop(&mut self) {
+impl Capture {
+    /// Hands on what is there, and ends; a sink that takes longer than `limit` goes on by itself.
+    pub fn end_within(mut self, limit: Duration) {
+        self.end(limit);
+    }
+
+    fn end(&mut self, limit: Duration) {
         self.shared.stop.ring();
         if let Some(thread) = self.thread.take() {
-            // The thread catches panics of the sink; there is nothing else to learn from it.
-            let _ = thread.join();
+            thread.join_within(limit);
         }
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.end(LAST_WORDS);
     }
 }
 

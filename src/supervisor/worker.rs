@@ -54,13 +54,13 @@ pub(crate) struct Worker {
     socket: OwnedFd,
     line: Mutex<Line>,
     tail: Tail,
-    /// Whether its numbers may be somebody else's by now. Held while they are used.
-    reaped: Mutex<bool>,
+    /// How it ended, once its numbers may be somebody else's. Held while they are used.
+    reaped: Mutex<Option<Exit>>,
 }
 
 impl Worker {
     pub(super) fn new(pid: i32, pidfd: OwnedFd, socket: OwnedFd) -> Self {
-        Self { pid, pidfd, socket, line: Mutex::default(), tail: Tail::default(), reaped: Mutex::new(false) }
+        Self { pid, pidfd, socket, line: Mutex::default(), tail: Tail::default(), reaped: Mutex::default() }
     }
 
     /// The handshake is done, and GO may be due.
@@ -76,18 +76,18 @@ impl Worker {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn reaped(&self) -> MutexGuard<'_, bool> {
+    fn reaped(&self) -> MutexGuard<'_, Option<Exit>> {
         self.reaped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a signal or a debugger has stopped it.
     pub fn is_stopped(&self) -> bool {
-        !*self.reaped() && child::is_stopped(self.pid)
+        self.reaped().is_none() && child::is_stopped(self.pid)
     }
 
     /// Whether its process has begun to end, though how it ends cannot be told yet.
     pub fn is_ending(&self) -> bool {
-        !*self.reaped() && child::is_ending(self.pid)
+        self.reaped().is_none() && child::is_ending(self.pid)
     }
 
     /// The last lines that it printed.
@@ -181,7 +181,7 @@ impl Worker {
     /// SIGTERM to its group; a stopped one is continued so that it can obey.
     pub fn terminate(&self) {
         let reaped = self.reaped();
-        if !*reaped {
+        if reaped.is_none() {
             child::signal_group(self.pid, SIGTERM);
             child::signal_group(self.pid, SIGCONT);
         }
@@ -190,22 +190,26 @@ impl Worker {
     /// SIGKILL to its group. An unreaped leader keeps the group's number its own.
     pub fn kill(&self) {
         let reaped = self.reaped();
-        if !*reaped {
+        if reaped.is_none() {
             child::kill_group(self.pid);
         }
     }
 
-    /// How it ended, if it has; it stays unreaped, so that its group can still be killed.
+    /// How it ended, if it has; it is not reaped by this, so that its group can still be killed.
     ///
     /// Where somebody else of this program has taken its end (a thread that waits for any child, or an ignored
     /// SIGCHLD), nobody knows how: it counts as [`TAKEN`].
     pub fn exit(&self) -> Option<Exit> {
+        let mut reaped = self.reaped();
+        if reaped.is_some() {
+            return *reaped;
+        }
         match child::exit_of(self.pidfd()) {
             Ok(exit) => exit,
             Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {
                 // Its number may be somebody else's by now.
-                *self.reaped() = true;
-                Some(TAKEN)
+                *reaped = Some(TAKEN);
+                *reaped
             }
             Err(_) => None,
         }
@@ -221,6 +225,8 @@ impl Worker {
     /// Reaps it. Its numbers may belong to somebody else after this.
     pub fn reap(&self) {
         let mut reaped = self.reaped();
-        *reaped |= child::reap(self.pidfd()).is_ok_and(|exit| exit.is_some());
+        if reaped.is_none() {
+            *reaped = child::reap(self.pidfd()).ok().flatten();
+        }
     }
 }

@@ -13,7 +13,7 @@ use crate::os::poll::EventFd;
 use crate::plan::loopback::Loopback;
 use crate::plan::plan::Plan;
 use crate::plan::settings::Settings;
-use crate::supervisor::{self, Capture, OutputLine, OutputSink, StartError, Started, WorkerSpec};
+use crate::supervisor::{self, Capture, OutputLine, OutputSink, StartError, Started, Telling, WorkerSpec};
 
 /// What is to be started, to be stated further.
 pub struct Births {
@@ -60,6 +60,7 @@ impl Births {
         placement.check_pins(&cpu::allowed())?;
         let geometry = Settings { slots: 2, ..Settings::default() }.check()?;
         let bell = EventFd::new().expect("a descriptor is left");
+        let nobody = Telling::default();
         let rung = bell.as_fd();
         let mut specs = Vec::with_capacity(placement.workers());
         for (number, group) in placement.groups.iter().enumerate() {
@@ -81,7 +82,7 @@ impl Births {
                 start_timeout: self.start_timeout,
                 bell: rung.as_fd(),
                 sink: self.sink.clone(),
-                listener: None,
+                telling: &nobody,
                 cancelled: None,
             }));
         }

@@ -31,9 +31,9 @@ use crate::wire::segment::{Side, layout_digest};
 /// Environment variable that marks a worker, beside the socket on its standard input.
 pub(crate) const MARKER: &str = "HANDBELL_WORKER";
 
-/// An engine that is alive sends its part within this; one that is stopped may take longer, and waiting
-/// costs nothing, because its death ends the socket.
-pub(crate) const ENGINE_WORD_MS: u32 = 600_000;
+/// The engine sends its part within this, seven weeks, also after a pause: waiting costs nothing, because its death
+/// ends the socket.
+pub(crate) const ENGINE_WORD_MS: u32 = u32::MAX;
 
 /// Why a worker ends before it has served; also its exit code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

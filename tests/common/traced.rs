@@ -3,7 +3,10 @@
 use std::sync::{Arc, Mutex};
 
 /// Keeps what is told to `handbell`.
-struct Recorder(Traced);
+struct Recorder {
+    told: Traced,
+    then: fn(&str),
+}
 
 /// Events with their fields, in the order in which they were told.
 pub type Traced = Arc<Mutex<Vec<String>>>;
@@ -28,7 +31,8 @@ impl tracing::Subscriber for Recorder {
     fn event(&self, event: &tracing::Event<'_>) {
         let mut fields = Fields(String::new());
         event.record(&mut fields);
-        self.0.lock().unwrap().push(fields.0);
+        self.told.lock().unwrap().push(fields.0.clone());
+        (self.then)(&fields.0);
     }
     fn enter(&self, _: &tracing::span::Id) {}
     fn exit(&self, _: &tracing::span::Id) {}
@@ -36,7 +40,13 @@ impl tracing::Subscriber for Recorder {
 
 /// Records from now on. Once in a program.
 pub fn record() -> Traced {
+    record_and(|_| ())
+}
+
+/// The same, and does this with each event.
+pub fn record_and(then: fn(&str)) -> Traced {
     let told = Traced::default();
-    tracing::subscriber::set_global_default(Recorder(Arc::clone(&told))).expect("the only one");
+    let recorder = Recorder { told: Arc::clone(&told), then };
+    tracing::subscriber::set_global_default(recorder).expect("the only one");
     told
 }

@@ -19,7 +19,7 @@ use crate::input::{self, Batch, Event, Source};
 use crate::interrupt::Interrupt;
 use crate::load_limits::Options;
 use crate::load_limits::policy::Rules;
-use crate::output::{Sink, write_problem};
+use crate::output::{Sink, Standard, write_problem};
 use crate::side::{Latency, Manner, Side};
 use crate::stream::Stream;
 use crate::summary::{SideSummary, Summary};
@@ -173,13 +173,16 @@ impl DemoArgs {
 
 /// Runs the demonstration and prints its summary.
 pub fn run(app: &App, args: &DemoArgs) -> Exit {
-    let (source, sink, sides) = match open(app, args) {
-        Ok(opened) => opened,
+    // First of all, so that a signal finds it as soon as there is something to end.
+    let begun =
+        Interrupt::listen(args.manner().drain).and_then(|interrupt| Ok((interrupt, open(app, args)?)));
+    let (interrupt, (source, sink, sides)) = match begun {
+        Ok(begun) => begun,
         Err(problem) => return problem.tell(),
     };
     let input = source.name.clone();
-    let (demo, interrupt) = match begin(args, source, sink, &sides) {
-        Ok(begun) => begun,
+    let demo = match begin(source, sink, &sides, &interrupt) {
+        Ok(demo) => demo,
         Err(problem) => return end(problem, sides),
     };
     // Told before the engines are stopped: who waits for the message need not wait for a stop.
@@ -217,27 +220,23 @@ fn open(app: &App, args: &DemoArgs) -> Result<Opened, Problem> {
     Ok((source, sink, sides))
 }
 
-/// Begins to read, and to listen to signals.
+/// Begins to read, and lets signals stop that.
 fn begin<'s>(
-    args: &DemoArgs,
     source: Source,
     sink: Option<Sink>,
     sides: &'s [Side],
-) -> Result<(Demo<'s>, Interrupt), Problem> {
-    let no_thread = |of: &str, error: &std::io::Error| Problem {
-        exit: Exit::Start,
-        message: format!("start refused: no thread for {of} ({error})"),
-    };
+    interrupt: &Interrupt,
+) -> Result<Demo<'s>, Problem> {
     let workers: Vec<i32> =
         sides.iter().flat_map(|side| side.engine().summary().worker_pids.clone()).collect();
     let input = source.name.clone();
-    let (others, events) = input::follow(source, &workers).map_err(|error| no_thread("the input", &error))?;
-    let engines = sides.iter().map(|side| side.engine().clone()).collect();
-    let interrupt = Interrupt::listen(engines, args.manner().drain, others);
-    let interrupt = interrupt.map_err(|error| no_thread("signals", &error))?;
+    let (others, events) = input::follow(source, &workers).map_err(|error| Problem {
+        exit: Exit::Start,
+        message: format!("start refused: no thread for the input ({error})"),
+    })?;
+    interrupt.hand_over(sides.iter().map(|side| side.engine().clone()).collect(), others);
     let streams = sides.iter().map(Stream::start).collect::<Result<Vec<_>, _>>()?;
-    let demo = Demo { events, input, sink, sides, streams, tally: Tally::default(), kept: Vec::new() };
-    Ok((demo, interrupt))
+    Ok(Demo { events, input, sink, sides, streams, tally: Tally::default(), kept: Vec::new() })
 }
 
 /// Decides all lines; then reads each ledger, and measures lines one at a time.
@@ -275,17 +274,12 @@ fn finish(
 }
 
 fn show(summary: &Summary, args: &DemoArgs) -> Result<(), Problem> {
-    if args.json {
-        let shown = writeln!(std::io::stderr(), "{}", summary.json());
+    let text = if args.json { format!("{}\n", summary.json()) } else { summary.text() };
+    if args.json || args.output.as_deref() == Some("-") {
+        let shown = Standard(std::io::stderr()).write_all(text.as_bytes());
         return shown.map_err(|error| write_problem("standard error", &error));
     }
-    let text = summary.text();
-    if args.output.as_deref() == Some("-") {
-        let shown = std::io::stderr().write_all(text.as_bytes());
-        return shown.map_err(|error| write_problem("standard error", &error));
-    }
-    let mut stdout = std::io::stdout();
-    let shown = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    let shown = Standard(std::io::stdout()).write_all(text.as_bytes());
     shown.map_err(|error| write_problem("-", &error))
 }
 

@@ -6,7 +6,7 @@
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{RecvTimeoutError, Sender, SyncSender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -15,6 +15,8 @@ use handbell::{Drain, Engine};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::{flag, low_level};
 
+use rustix::process::Signal;
+
 use crate::exit::{Exit, Problem};
 use crate::input::Event;
 
@@ -22,18 +24,40 @@ use crate::input::Event;
 pub struct Interrupt {
     /// The name of the signal.
     came: Arc<OnceLock<&'static str>>,
+    running: Sender<Running>,
     /// Ends with the stop, and tells how many requests it cut off.
     stop: JoinHandle<u64>,
 }
 
+/// What a signal stops.
+struct Running {
+    engines: Vec<Engine>,
+    events: SyncSender<Event>,
+}
+
 impl Interrupt {
-    /// Listens from now on, and says so to whoever waits for `events`.
-    pub fn listen(engines: Vec<Engine>, drain: Duration, events: SyncSender<Event>) -> io::Result<Self> {
+    /// Listens from now on. A signal that comes before there is anything to stop waits for that, for at most `drain`,
+    /// and then ends the command: whoever has been started ends with it.
+    pub fn listen(drain: Duration) -> Result<Self, Problem> {
+        Self::try_listen(drain).map_err(|error| Problem {
+            exit: Exit::Start,
+            message: format!("start refused: no thread for signals ({error})"),
+        })
+    }
+
+    fn try_listen(drain: Duration) -> io::Result<Self> {
         let mut first = First::register()?;
         let came = Arc::new(OnceLock::new());
         let said = Arc::clone(&came);
+        let (running, handed_over) = channel();
         let stop = move || {
-            said.get_or_init(|| first.wait());
+            let signal = said.get_or_init(|| first.wait());
+            let Running { engines, events } = match handed_over.recv_timeout(drain) {
+                Ok(running) => running,
+                // The command is ending with a problem of its own.
+                Err(RecvTimeoutError::Disconnected) => return 0,
+                Err(RecvTimeoutError::Timeout) => std::process::exit(stopped_by(signal).tell() as i32),
+            };
             thread::scope(|scope| {
                 let stops: Vec<_> =
                     engines.iter().map(|engine| scope.spawn(|| engine.stop(Drain::within(drain)))).collect();
@@ -43,7 +67,13 @@ impl Interrupt {
             })
         };
         let stop = thread::Builder::new().name("demo-stop".into()).spawn(stop)?;
-        Ok(Self { came, stop })
+        Ok(Self { came, running, stop })
+    }
+
+    /// From now on a signal stops these, and says so to whoever waits for `events`.
+    pub fn hand_over(&self, engines: Vec<Engine>, events: SyncSender<Event>) {
+        // The thread is there until it has taken this.
+        let _ = self.running.send(Running { engines, events });
     }
 
     /// Waits until the engines have stopped, if a signal has come.
@@ -59,11 +89,14 @@ impl Interrupt {
         let Some(signal) = self.came.get() else { return problem };
         let cut_off = self.stop.join().unwrap_or_default();
         if problem.exit == Exit::Shutdown && cut_off == 0 {
-            let message = format!("stopped by {signal} before the run was over");
-            return Problem { exit: Exit::Shutdown, message };
+            return stopped_by(signal);
         }
         problem
     }
+}
+
+fn stopped_by(signal: &str) -> Problem {
+    Problem { exit: Exit::Shutdown, message: format!("stopped by {signal} before the run was over") }
 }
 
 /// The first signal. Those that are ignored when the program starts stay so, as a shell wants it of what it starts in
@@ -95,6 +128,16 @@ impl First {
         let _ = self.bell.read_exact(&mut byte);
         let number = self.number.load(Ordering::SeqCst);
         i32::try_from(number).ok().and_then(low_level::signal_name).unwrap_or("a signal")
+    }
+}
+
+/// Lets a write beyond the limit of a file's size fail, in place of ending the command. What is caught, and not
+/// ignored, is not so in programs that are started from here.
+pub fn survive_file_limits() {
+    const SIGXFSZ: i32 = Signal::XFSZ.as_raw();
+    if ignored() >> (SIGXFSZ - 1) & 1 == 0 {
+        // Where it cannot be caught, it has its usual effect.
+        let _ = flag::register(SIGXFSZ, Arc::default());
     }
 }
 

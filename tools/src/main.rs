@@ -13,12 +13,14 @@ mod side;
 mod stream;
 mod summary;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use exit::{Exit, Problem};
+use output::{Standard, write_problem};
 
 /// Hands work to supervised child processes through shared memory, and shows what became of it
 #[derive(Parser, Debug)]
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
     handbell_measure::serve_if_partner();
     let app = bench::nodes::with_nodes(load_limits::nodes::app());
     app.serve_if_worker();
+    interrupt::survive_file_limits();
     let exit = match Arguments::try_parse() {
         Ok(Arguments { command: Command::Demo(args) }) => demo::run(&app, &args),
         Ok(Arguments { command: Command::Bench(args) }) => bench::run(&app, &args),
@@ -54,10 +57,13 @@ fn main() -> ExitCode {
 /// Help as it is; what is wrong with the arguments in one line.
 fn answer(error: &clap::Error) -> Exit {
     match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match error.print() {
-            Ok(()) => Exit::Success,
-            Err(error) => output::write_problem("-", &error).tell(),
-        },
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let text = error.render().to_string();
+            match Standard(std::io::stdout()).write_all(text.as_bytes()) {
+                Ok(()) => Exit::Success,
+                Err(error) => write_problem("-", &error).tell(),
+            }
+        }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             // With standard error gone there is nobody left to help.
             let _ = error.print();

@@ -2,11 +2,26 @@
 
 use std::fs::{File, Metadata};
 use std::io::{self, BufWriter, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
 use crate::exit::{Exit, Problem};
 
 const BUFFER_BYTES: usize = 64 << 10;
+
+/// A standard stream as it is. The library's own writers take what is written to a stream that cannot be written for
+/// done.
+pub struct Standard<S>(pub S);
+
+impl<S: AsFd> Write for Standard<S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(rustix::io::write(&self.0, bytes)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// An open output.
 pub struct Sink {
@@ -36,7 +51,7 @@ impl Sink {
             if stdout.is_some_and(is_input) {
                 return Err(refused("must not be the input".into()));
             }
-            Box::new(io::stdout())
+            Box::new(Standard(io::stdout()))
         } else {
             let open = || -> io::Result<(File, Metadata)> {
                 let file = File::options().write(true).create(true).truncate(false).open(name)?;

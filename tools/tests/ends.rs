@@ -82,6 +82,59 @@ fn gate_03_a_closed_pipe() {
     });
 }
 
+/// What a shell makes of this script; `$0` is the command.
+fn sh(script: &str, folder: &Folder) -> Output {
+    handbell(&[]);
+    let output = Command::new("sh").args(["-c", script, HANDBELL]).current_dir(folder.path("")).output();
+    output.expect("sh starts")
+}
+
+#[test]
+fn gate_03_standard_streams_that_cannot_be_written() {
+    watched("gate_03_standard_streams_that_cannot_be_written", || {
+        let folder = Folder::new("streams");
+        for args in ["demo --profile memory", "demo --output -", "generate --lines 9", "--help"] {
+            // Opened for reading.
+            refused(
+                &sh(&format!("\"$0\" {args} </dev/null 1</dev/null"), &folder),
+                4,
+                &["output = -", "descriptor"],
+            );
+            // Without a place at all what is told there is as if in /dev/null, and nothing else is.
+            let closed = sh(&format!("\"$0\" {args} </dev/null >&-"), &folder);
+            assert!(closed.status.success() && closed.stdout.is_empty());
+        }
+        for args in ["demo --profile memory --json", "demo --profile memory --output -"] {
+            let silent = sh(&format!("\"$0\" {args} </dev/null 2</dev/null"), &folder);
+            assert_eq!(silent.status.code(), Some(4), "{args}");
+        }
+    });
+}
+
+#[test]
+fn gate_03_a_file_that_may_not_grow() {
+    watched("gate_03_a_file_that_may_not_grow", || {
+        let folder = Folder::new("grow");
+        let told = |script: &str, code, words: &[&str]| refused(&sh(script, &folder), code, words);
+        let too_large = |field| [field, "File too large"];
+        told("ulimit -f 8; \"$0\" demo --profile memory --output out", 4, &too_large("output = out"));
+        told("ulimit -f 8; \"$0\" demo --profile memory --output - >out", 4, &too_large("output = -"));
+        told("ulimit -f 1; \"$0\" demo --profile memory >summary", 4, &too_large("output = -"));
+        told("ulimit -f 8; \"$0\" generate --lines 2000 --output in", 4, &too_large("output = in"));
+        // Shared memory is a file as well.
+        told("ulimit -f 8; \"$0\" demo --profile process_supervisor", 5, &too_large("start refused"));
+        // A worker has what the command was started with.
+        let mut fed = Fed::start(&["--window", "1"]);
+        until_there_are(&fed, GROUPS.len());
+        for worker in fed.workers() {
+            assert!(!is_in(worker, "SigCgt:", Signal::XFSZ));
+            assert_eq!(is_in(worker, "SigIgn:", Signal::XFSZ), is_ignored(Signal::XFSZ));
+        }
+        drop(fed.stdin.take());
+        assert!(fed.end().0.success());
+    });
+}
+
 #[test]
 fn gate_03_a_refused_start() {
     watched("gate_03_a_refused_start", || {
@@ -133,7 +186,8 @@ impl Fed {
 
     /// The workers, in the order of their birth.
     fn workers(&self) -> Vec<Pid> {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
+        // One that has ended has none.
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).into_iter().flatten();
         let children = tasks.flatten().map(|task| fs::read_to_string(task.path().join("children")));
         let children: String = children.map(|children| children.unwrap_or_default()).collect();
         let pid = |pid: &str| Pid::from_raw(pid.parse().expect("a pid")).expect("a pid");
@@ -182,10 +236,26 @@ fn state_of(pid: Pid) -> Option<char> {
 
 /// Whether this process, and so whatever it starts, ignores the signal.
 fn is_ignored(signal: Signal) -> bool {
-    let status = fs::read_to_string("/proc/self/status").expect("it can be read");
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("it is told");
+    is_in(rustix::process::getpid(), "SigIgn:", signal)
+}
+
+/// Whether the signal is in this mask of a process; false if that is gone.
+fn is_in(pid: Pid, mask: &str, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix(mask)).unwrap_or("0");
     let mask = u64::from_str_radix(mask.trim(), 16).expect("a mask");
     mask >> (signal.as_raw() - 1) & 1 != 0
+}
+
+/// Waits until so many workers have begun to serve: READY is behind what they do with signals.
+fn until_there_are(fed: &Fed, count: usize) {
+    let serves = |pid: &Pid| {
+        let tasks = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero()));
+        tasks.is_ok_and(|tasks| tasks.count() > 1)
+    };
+    while fed.workers().iter().filter(|pid| serves(pid)).count() < count {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn first_lines(count: usize) -> Vec<u8> {
@@ -357,6 +427,58 @@ fn stop_ipc_01_an_interrupted_demo_decides_what_is_in_flight() {
             assert_eq!(status.code(), Some(9));
             assert!(expected.starts_with(&replies) && rest.is_empty());
             workers.into_iter().for_each(gone);
+        }
+    });
+}
+
+#[test]
+fn stop_ipc_04_a_signal_in_the_first_moments_leaves_nothing() {
+    watched("stop_ipc_04_a_signal_in_the_first_moments_leaves_nothing", || {
+        for signal in orders() {
+            for after_ms in 0..12 {
+                let mut fed = Fed::start(&["--ingress-processes", "2"]);
+                let pid = Pid::from_child(&fed.child);
+                // Before that nothing has been started.
+                while !is_in(pid, "SigCgt:", signal) {
+                    std::thread::yield_now();
+                }
+                std::thread::sleep(Duration::from_millis(after_ms));
+                kill_process(pid, signal).expect("it is ours");
+                let mut workers = HashSet::new();
+                while fed.child.try_wait().expect("it is ours").is_none() {
+                    workers.extend(fed.workers().iter().map(|pid| pid.as_raw_nonzero()));
+                }
+                let (status, rest, stderr) = fed.end();
+                let name = if signal == Signal::INT { "SIGINT" } else { "SIGTERM" };
+                assert_eq!(stderr, format!("stopped by {name} before the run was over\n"), "{after_ms}");
+                assert!(status.code() == Some(9) && rest.is_empty(), "{after_ms}");
+                workers.into_iter().filter_map(|pid| Pid::from_raw(pid.get())).for_each(gone);
+            }
+        }
+    });
+}
+
+#[test]
+fn stop_ipc_01_a_signal_ends_a_start_that_does_not() {
+    watched("stop_ipc_01_a_signal_ends_a_start_that_does_not", || {
+        let folder = Folder::new("fifo");
+        let input = folder.path("in");
+        assert!(Command::new("mkfifo").arg(&input).status().expect("mkfifo starts").success());
+        for signal in orders() {
+            // Nobody writes there.
+            let mut demo = handbell(&["demo", "--input", &input, "--drain-ms", "100"]);
+            let demo =
+                demo.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the command starts");
+            let pid = Pid::from_child(&demo);
+            while !is_in(pid, "SigCgt:", signal) {
+                std::thread::yield_now();
+            }
+            kill_process(pid, signal).expect("it is ours");
+            refused(
+                &demo.wait_with_output().expect("it ends"),
+                9,
+                &["stopped by SIG", "before the run was over"],
+            );
         }
     });
 }

@@ -19,7 +19,7 @@ use handbell::App;
 use handbell_measure::{Facts, Meter};
 
 use crate::exit::{Exit, Problem};
-use crate::output::{Sink, write_problem};
+use crate::output::{Sink, Standard, write_problem};
 use cases::{Bench, Case};
 
 const QUICK: Duration = Duration::from_secs(8);
@@ -93,8 +93,7 @@ fn measure_and_show(app: &App, args: &BenchArgs) -> Result<(), Problem> {
         written.map_err(|error| sink.problem(&error))?;
     }
     let text = if args.json { format!("{}\n", json::object(&outcome)) } else { table::text(&outcome) };
-    let mut stdout = std::io::stdout().lock();
-    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    let written = Standard(std::io::stdout()).write_all(text.as_bytes());
     written.map_err(|error| write_problem("-", &error))
 }
 
