@@ -33,7 +33,7 @@ pub struct Envelope {
     pub payload_at: u32,
     /// Node the frame is for; in a terminal, the node that it speaks of.
     pub target: u16,
-    /// Node the frame comes from; [`ENGINE`] for the engine.
+    /// Node the frame comes from; 0xFFFF for the engine.
     pub source: u16,
     /// What the frame is: one of [`kind`].
     pub kind: u8,
