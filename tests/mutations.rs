@@ -19,8 +19,9 @@ struct Mutant {
 }
 
 const SIMULATION: &[&str] = &["--test", "simulation"];
+const WAKES: &[&str] = &["--test", "wakes"];
 
-const MUTANTS: [Mutant; 32] = [
+const MUTANTS: [Mutant; 45] = [
     Mutant {
         name: "first-terminal-wins",
         file: "src/engine/correlation/root.rs",
@@ -245,6 +246,97 @@ const MUTANTS: [Mutant; 32] = [
         without: "need not wait for that.\n            state.order.end(held.ticket.0);",
         tests: &["--test", "away"],
     },
+    Mutant {
+        name: "own-reply-that-has-gone-on",
+        file: "src/engine/short_way.rs",
+        guard: "let is_here = self.correlation.moves(admitted.root.index) == sent.moves;",
+        without: "let is_here = sent.moves != u64::MAX;",
+        tests: &["--test", "flow", "flow_01_callers_who"],
+    },
+    Mutant {
+        name: "own-reply-sends-what-waits-in-front",
+        file: "src/engine/short_way.rs",
+        guard: "if link.forwards.waiting() != 0 {\n                self.flush_behind_fence(link);",
+        without: "if link.forwards.waiting() == u64::MAX {\n                self.flush_behind_fence(link);",
+        tests: WAKES,
+    },
+    Mutant {
+        name: "own-reply-leaves-the-lane",
+        file: "src/engine/short_way.rs",
+        guard: "            link.stop_looking_after_read(&self.correlation);\n",
+        without: "",
+        tests: WAKES,
+    },
+    Mutant {
+        name: "no-own-reply-leaves-the-lane",
+        file: "src/engine/short_way.rs",
+        guard: "            link.stop_looking(&self.correlation);\n",
+        without: "",
+        tests: WAKES,
+    },
+    Mutant {
+        name: "own-reply-makes-room",
+        file: "src/engine/short_way.rs",
+        guard: "            self.room_came_free();\n",
+        without: "",
+        tests: WAKES,
+    },
+    Mutant {
+        name: "short-way-behind-what-waits-in-front",
+        file: "src/engine/short_way.rs",
+        guard: "            && link.forwards.waiting() == 0\n",
+        without: "",
+        tests: WAKES,
+    },
+    Mutant {
+        name: "short-way-beside-too-much",
+        file: "src/engine/short_way.rs",
+        guard: "            && !self.holds_too_much();",
+        without: "            && bytes.len() < usize::MAX;",
+        tests: &["--test", "flow", "flow_01_forward_bytes"],
+    },
+    Mutant {
+        name: "short-way-of-a-loan-beside-too-much",
+        file: "src/engine/block_way.rs",
+        guard: "link.is_live() && !self.holds_too_much();",
+        without: "link.is_live();",
+        tests: &["--test", "flow", "flow_01_forward_bytes"],
+    },
+    Mutant {
+        name: "own-block-that-is-left-alone",
+        file: "src/lane/own_reply.rs",
+        guard: "                self.hold_not(block);\n",
+        without: "                let _ = Self::hold_not;\n",
+        tests: &["--lib", "own_reply"],
+    },
+    Mutant {
+        name: "own-block-beyond-half-the-arena",
+        file: "src/lane/own_reply.rs",
+        guard: "if self.holds_much() || !ends(usual.trace_id, usual.tags) {",
+        without: "if !ends(usual.trace_id, usual.tags) {",
+        tests: &["--lib", "own_reply"],
+    },
+    Mutant {
+        name: "own-reply-gives-a-block-back",
+        file: "src/lane/engine_end.rs",
+        guard: "            self.arena.take_back(block).expect(\"a sent block is published until its LAST\");\n",
+        without: "",
+        tests: &["--lib", "own_reply"],
+    },
+    Mutant {
+        name: "a-slot-for-the-worker",
+        file: "src/lane/engine_end.rs",
+        guard: "        self.next.store(next, Ordering::Release);\n        self.offer_room();\n",
+        without: "        self.next.store(next, Ordering::Release);\n        fence(Ordering::SeqCst);\n",
+        tests: WAKES,
+    },
+    Mutant {
+        name: "a-block-for-the-worker",
+        file: "src/lane/held_blocks.rs",
+        guard: "        self.offer_room();\n",
+        without: "",
+        tests: WAKES,
+    },
 ];
 
 /// What a build needs; `target` would be copied into itself.
@@ -298,7 +390,7 @@ fn noticed_by(mutant: &Mutant, tree: &Path) -> Result<Vec<String>, String> {
             .args(["test", "--features", "testing,tracing"])
             .args(mutant.tests)
             .args(more);
-        command.env("CARGO_TARGET_DIR", tree.with_file_name("target")).env("HANDBELL_TEST_LIMIT_S", "120");
+        command.env("CARGO_TARGET_DIR", tree.with_file_name("target")).env("HANDBELL_TEST_LIMIT_S", "60");
         command.output().expect("cargo runs")
     };
     let build = cargo(&["--no-run"]);

@@ -36,7 +36,7 @@ impl Shared {
 
     /// Sends a request whose payload lies in the arena of `source`. `Err`: nothing has happened.
     #[inline(always)]
-    fn send_block_at_once(
+    pub(super) fn send_block_at_once(
         &self,
         outbound: &Outbound,
         source: Source,

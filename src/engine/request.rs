@@ -259,6 +259,22 @@ impl Loan {
     }
 }
 
+#[cfg(feature = "testing")]
+impl Loan {
+    /// As [`Loan::call`] by the short way, with `between` after the sending and before the waiting. Panics where the
+    /// short way is not open.
+    pub(crate) fn call_in_two(self, between: impl FnOnce()) -> Result<Reply, CallError> {
+        let Self { engine, outbound, buffer, len, mut room } = self;
+        let Buffer::Block(source, block) = buffer else { panic!("its payload lies in no arena") };
+        let sent = engine.shared().send_block_at_once(&outbound, source, block, len);
+        let Ok(sent) = sent else { panic!("it cannot be sent at once") };
+        between();
+        let reply = engine.shared().answer_to(&outbound, &sent);
+        room.is_owed = reply.is_err();
+        reply
+    }
+}
+
 impl Deref for Loan {
     type Target = [u8];
 

@@ -116,7 +116,6 @@ impl Shared {
         } else {
             link.stop_looking(&self.correlation);
         }
-        self.arm_for_awaited(link);
         reply
     }
 

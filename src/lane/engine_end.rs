@@ -560,10 +560,18 @@ impl EngineEnd {
 
     /// Asks the worker to ring the event descriptor with its next reply; false if that is there already.
     pub fn arm_bell(&self) -> bool {
-        let next = self.next();
-        self.request.store(request::BELL, next + 1);
-        // Between this store and the look, as in `shm/signal.rs`: the worker commits, fences, looks at the bell.
-        fence(Ordering::SeqCst);
-        !self.has_reply()
+        loop {
+            let next = self.next();
+            self.request.store(request::BELL, next + 1);
+            // Between this store and the look, as in `shm/signal.rs`: the worker commits, fences, looks at the bell.
+            fence(Ordering::SeqCst);
+            if self.has_reply() {
+                return false;
+            }
+            // Somebody may have read on meanwhile: the bell must be armed for the position that is next.
+            if self.next() == next {
+                return true;
+            }
+        }
     }
 }

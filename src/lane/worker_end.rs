@@ -318,7 +318,8 @@ impl WorkerEnd {
     /// Sleeps on a word of the request segment and on `stop`.
     fn sleep_on(&self, word_at: usize, expected: u32, stop: u32, until_ns: u64) {
         if futex::waitv_supported() {
-            futex::wait_either(self.request.futex_word(word_at), expected, &self.stop, stop, Some(until_ns));
+            let word = self.request.futex_word(word_at);
+            futex::note_sleep(futex::wait_either(word, expected, &self.stop, stop, Some(until_ns)));
         } else {
             let look_ns = clock::monotonic_ns() + STOP_LOOK_NS;
             self.request.futex_wait(word_at, expected, until_ns.min(look_ns));
