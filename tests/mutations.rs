@@ -21,7 +21,7 @@ struct Mutant {
 const SIMULATION: &[&str] = &["--test", "simulation"];
 const WAKES: &[&str] = &["--test", "wakes"];
 
-const MUTANTS: [Mutant; 45] = [
+const MUTANTS: [Mutant; 47] = [
     Mutant {
         name: "first-terminal-wins",
         file: "src/engine/correlation/root.rs",
@@ -310,10 +310,24 @@ const MUTANTS: [Mutant; 45] = [
         tests: &["--lib", "own_reply"],
     },
     Mutant {
-        name: "own-block-beyond-half-the-arena",
+        name: "own-block-beside-one-in-the-other-half",
         file: "src/lane/own_reply.rs",
-        guard: "if self.holds_much() || !ends(usual.trace_id, usual.tags) {",
+        guard: "if self.holds_in_both_halves() || !ends(usual.trace_id, usual.tags) {",
         without: "if !ends(usual.trace_id, usual.tags) {",
+        tests: &["--lib", "own_reply"],
+    },
+    Mutant {
+        name: "kept-block-beside-one-in-the-other-half",
+        file: "src/engine/reader.rs",
+        guard: "FramePayload::Block(_) if link.end.holds_in_both_halves() => Outcome::Heap,",
+        without: "FramePayload::Block(block) if block.len == u32::MAX => Outcome::Heap,",
+        tests: &["--test", "memory", "memory_01_half"],
+    },
+    Mutant {
+        name: "half-of-a-kept-block",
+        file: "src/lane/held_blocks.rs",
+        guard: "u64::from(begin < middle) | u64::from(end > middle) << HALF_SHIFT",
+        without: "u64::from(begin < middle) | u64::from(end > middle && begin >= middle) << HALF_SHIFT",
         tests: &["--lib", "own_reply"],
     },
     Mutant {
