@@ -21,7 +21,7 @@ struct Mutant {
 const SIMULATION: &[&str] = &["--test", "simulation"];
 const WAKES: &[&str] = &["--test", "wakes"];
 
-const MUTANTS: [Mutant; 47] = [
+const MUTANTS: [Mutant; 49] = [
     Mutant {
         name: "first-terminal-wins",
         file: "src/engine/correlation/root.rs",
@@ -126,6 +126,21 @@ const MUTANTS: [Mutant; 47] = [
         guard: "let _ = self.cause.compare_exchange(NO_CAUSE, word, Ordering::AcqRel, Ordering::Acquire);",
         without: "self.cause.store(word, Ordering::Release);",
         tests: &["--test", "supervision", "hung_01"],
+    },
+    Mutant {
+        name: "kernels-kill-for-want-of-memory",
+        file: "src/engine/ward.rs",
+        guard: "&& !asked_to && was_oom(now_ns) => {",
+        without: "&& !asked_to && was_oom(now_ns) && now_ns == 0 => {",
+        // Where a memory control group can be made.
+        tests: &["--test", "out_of_memory"],
+    },
+    Mutant {
+        name: "one-kill-explains-one-death",
+        file: "src/supervisor/toll.rs",
+        guard: "        self.open -= u64::from(is_explained);\n",
+        without: "",
+        tests: &["--test", "out_of_memory"],
     },
     Mutant {
         name: "broken-rule-before-the-kernels-word",
