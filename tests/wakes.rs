@@ -23,7 +23,9 @@ program![
 const ARENA: usize = 4096;
 /// A payload beside which one looks for milliseconds.
 const LARGE: usize = 32 << 20;
-const ROUNDS: usize = 10;
+const ROUNDS: usize = 12;
+/// Rounds that a machine may spoil by standing still.
+const SPOILT: u64 = 2;
 
 fn app() -> App {
     scripted::app()
@@ -59,15 +61,16 @@ fn nobody_is_forgotten(slept_out: impl Fn() -> u64, mut round: impl FnMut()) {
     assert!(rounds.any(|forgotten| forgotten == 0), "in no round were all woken");
 }
 
-/// Runs `round` often; not even in half of them somebody sleeps to the end.
-fn nobody_is_forgotten_mostly(mut round: impl FnMut()) {
-    let forgotten = (0..ROUNDS).filter(|_| {
+/// Runs `round` often; somebody sleeps to the end in hardly any. Not each round with a wake that is lost shows that: who
+/// is to look may have lost its processor.
+fn hardly_anybody_is_forgotten(mut round: impl FnMut()) {
+    let mut forgotten = 0;
+    for _ in 0..ROUNDS {
         let before = testing::slept_out();
         round();
-        testing::slept_out() != before
-    });
-    let forgotten = forgotten.count();
-    assert!(forgotten < ROUNDS / 2, "in {forgotten} of {ROUNDS} rounds somebody was not woken");
+        forgotten += u64::from(testing::slept_out() != before);
+        assert!(forgotten <= SPOILT, "in {forgotten} rounds somebody was not woken");
+    }
 }
 
 /// An engine whose callers look for long before they sleep, because of what they send, and its nodes `held` and `echo`.
@@ -97,7 +100,7 @@ fn until_somebody_sleeps(engine: &Engine) {
 fn flow_01_who_reads_its_own_reply_leaves_the_lane_to_its_sleepers() {
     let _alone = alone();
     let (engine, [node, _]) = patient(|builder| builder);
-    nobody_is_forgotten_mostly(|| {
+    hardly_anybody_is_forgotten(|| {
         let (first, second) = (Gate::new(), Gate::new());
         std::thread::scope(|scope| {
             let own = held(&engine, node, &first);
@@ -119,7 +122,7 @@ fn flow_01_who_finds_its_own_reply_read_leaves_the_lane_to_its_sleepers() {
     let _alone = alone();
     let (engine, [node, _]) = patient(|builder| builder);
     let read = || testing::ring_positions(&engine, 0).expect("the lane of a worker").1;
-    nobody_is_forgotten_mostly(|| {
+    hardly_anybody_is_forgotten(|| {
         let (first, second) = (Gate::new(), Gate::new());
         std::thread::scope(|scope| {
             let (own, before) = (held(&engine, node, &first), read());
@@ -143,7 +146,7 @@ fn flow_01_who_finds_its_own_reply_read_leaves_the_lane_to_its_sleepers() {
 fn flow_01_who_reads_its_own_reply_wakes_who_waits_for_a_place() {
     let _alone = alone();
     let (engine, [node, echo]) = patient(|builder| builder.max_in_flight(1));
-    nobody_is_forgotten_mostly(|| {
+    hardly_anybody_is_forgotten(|| {
         let gate = Gate::new();
         std::thread::scope(|scope| {
             let own = held(&engine, node, &gate);
@@ -168,7 +171,7 @@ fn flow_01_who_reads_its_own_reply_sends_what_waits_in_front() {
     let sent = || testing::ring_positions(&engine, 1).expect("the lane of a worker").0;
     let mut forgotten = 0;
     let is_filled_with = |reply: handbell::Reply, byte| reply.bytes().iter().all(|found| *found == byte);
-    for round in 1..=20 {
+    for round in 1..=40 {
         let mut loan = engine.request(echo).deadline(far()).loan(ARENA).unwrap();
         loan.fill(3);
         // The engine's thread reads its output, for nobody waits yet.
@@ -178,17 +181,20 @@ fn flow_01_who_reads_its_own_reply_sends_what_waits_in_front() {
         assert!(is_filled_with(loan.call().unwrap(), 3));
         // Now and then the engine's thread reads that reply, and may not be so far yet.
         if sent() < before + 2 {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        if sent() < before + 2 {
             forgotten += 1;
+            assert!(forgotten <= SPOILT, "{forgotten} of {round} were not sent");
             // Who finds no room sends what waits in front.
             drop(engine.call(echo, b"", far()).unwrap());
         }
         assert!(is_filled_with(behind.wait().unwrap(), 5));
     }
-    assert!(forgotten < 10, "{forgotten} of 20 were not sent");
     // What is sent meanwhile goes behind it, though there are slots.
     let loan = engine.request(echo).deadline(far()).loan(ARENA).unwrap();
     let behind = engine.request(given).deadline(far()).dispatch(&[5; ARENA]).unwrap();
-    until("it waits in front of the second group", || engine.counters().forwarded == 21);
+    until("it waits in front of the second group", || engine.counters().forwarded == 41);
     let before = sent();
     std::thread::scope(|scope| {
         let later = scope.spawn(|| engine.call(echo, b"later", far()).map(|reply| reply.into_vec()));
