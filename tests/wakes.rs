@@ -4,7 +4,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use handbell::{App, Engine, EngineBuilder, Loan, NodeId, Plan, Waiting, testing};
+use handbell::{App, Engine, EngineBuilder, Loan, NodeId, Plan, testing};
 
 mod common;
 use common::scripted::{self, Gate};
@@ -23,7 +23,7 @@ program![
 const ARENA: usize = 4096;
 /// A payload beside which one looks for milliseconds.
 const LARGE: usize = 32 << 20;
-const ROUNDS: usize = 12;
+const ROUNDS: u64 = 12;
 /// Rounds that a machine may spoil by standing still.
 const SPOILT: u64 = 2;
 
@@ -164,21 +164,24 @@ fn flow_01_who_reads_its_own_reply_wakes_who_waits_for_a_place() {
 
 fn flow_01_who_reads_its_own_reply_sends_what_waits_in_front() {
     let _alone = alone();
-    let plan = Plan::new().group("one", ["given"]).group("two", ["echo"]).edge("given", "echo");
-    let engine = app().engine(plan).env(TOKEN, token()).waiting(Waiting::Spin);
-    let engine = engine.request_arena_bytes(ARENA).start().unwrap();
-    let (given, echo) = (engine.node("given").unwrap(), engine.node("echo").unwrap());
+    let plan = Plan::new().group("one", ["given"]).group("two", ["echo", "held"]).edge("given", "echo");
+    let engine = app().engine(plan).env(TOKEN, token()).request_arena_bytes(LARGE).start().unwrap();
+    let [given, echo, node] = ["given", "echo", "held"].map(|name| engine.node(name).unwrap());
     let sent = || testing::ring_positions(&engine, 1).expect("the lane of a worker").0;
+    let forward = |number| {
+        // The engine's thread reads its output, for nobody waits yet; and all of the arena is lent.
+        let behind = engine.request(given).deadline(far()).dispatch(&[5; 5000]).unwrap();
+        until("it waits in front of the second group", || engine.counters().forwarded == number);
+        behind
+    };
+    let gate = Gate::new();
+    gate.open();
     let mut forgotten = 0;
-    let is_filled_with = |reply: handbell::Reply, byte| reply.bytes().iter().all(|found| *found == byte);
-    for round in 1..=40 {
-        let mut loan = engine.request(echo).deadline(far()).loan(ARENA).unwrap();
-        loan.fill(3);
-        // The engine's thread reads its output, for nobody waits yet.
-        let behind = engine.request(given).deadline(far()).dispatch(&[5; ARENA]).unwrap();
-        until("it waits in front of the second group", || engine.counters().forwarded == round);
+    for round in 1..=ROUNDS {
+        let loan = held(&engine, node, &gate);
+        let behind = forward(round);
         let before = sent();
-        assert!(is_filled_with(loan.call().unwrap(), 3));
+        drop(loan.call().expect("it answers"));
         // Now and then the engine's thread reads that reply, and may not be so far yet.
         if sent() < before + 2 {
             std::thread::sleep(Duration::from_millis(100));
@@ -189,19 +192,18 @@ fn flow_01_who_reads_its_own_reply_sends_what_waits_in_front() {
             // Who finds no room sends what waits in front.
             drop(engine.call(echo, b"", far()).unwrap());
         }
-        assert!(is_filled_with(behind.wait().unwrap(), 5));
+        assert!(*behind.wait().unwrap().bytes() == [5; 5000]);
     }
     // What is sent meanwhile goes behind it, though there are slots.
-    let loan = engine.request(echo).deadline(far()).loan(ARENA).unwrap();
-    let behind = engine.request(given).deadline(far()).dispatch(&[5; ARENA]).unwrap();
-    until("it waits in front of the second group", || engine.counters().forwarded == 41);
+    let loan = held(&engine, node, &gate);
+    let behind = forward(ROUNDS + 1);
     let before = sent();
     std::thread::scope(|scope| {
         let later = scope.spawn(|| engine.call(echo, b"later", far()).map(|reply| reply.into_vec()));
         std::thread::sleep(Duration::from_millis(30));
         assert_eq!(sent(), before);
         drop(loan);
-        assert!(is_filled_with(behind.wait().unwrap(), 5));
+        assert!(*behind.wait().unwrap().bytes() == [5; 5000]);
         assert_eq!(later.join().unwrap().unwrap(), b"later");
     });
     stop(&engine);
