@@ -20,7 +20,7 @@ use crate::app::App;
 use crate::base::failure::{Cause, ExecutionClass, Rule};
 use crate::base::ids::{Identity, NodeId, Ticket, TraceId};
 use crate::engine::correlation::Admitted;
-use crate::engine::{Audit, Counters, Engine, EngineBuilder, Event};
+use crate::engine::{Audit, CallError, Counters, Engine, EngineBuilder, Event, Loan, Reply};
 use crate::lane::{Incoming, WorkerEnd};
 use crate::shm::view::{Memory, View};
 use crate::wire::error;
@@ -75,6 +75,24 @@ pub fn is_stopping_workers(engine: &Engine) -> bool {
 /// Messages that the first worker has said on its doorbell, HELLO included.
 pub fn messages_heard(engine: &Engine) -> u64 {
     engine.messages_heard()
+}
+
+/// How many callers sleep at the lane of a worker, or are about to.
+pub fn asleep(engine: &Engine, lane: u16) -> u32 {
+    engine.asleep(lane)
+}
+
+/// [`Loan::call`] by the short way, with `between` after the sending and before the waiting: where a thread may lose
+/// its processor. Panics where the short way is not open: something waits in front of the lane, or there is no place.
+pub fn call_in_two(loan: Loan, between: impl FnOnce()) -> Result<Reply, CallError> {
+    loan.call_in_two(between)
+}
+
+/// How many sleeps of this process nobody has ended before their limit or deadline: of owners, of those who wait for
+/// room, and in a worker of it. One that is woken as it should be adds none. Where the kernel has no `futex_waitv`,
+/// sleepers look by themselves often, and only those are counted that sleep on one word.
+pub fn slept_out() -> u64 {
+    crate::os::futex::slept_out()
 }
 
 // ---- the doorbell ----

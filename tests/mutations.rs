@@ -19,8 +19,9 @@ struct Mutant {
 }
 
 const SIMULATION: &[&str] = &["--test", "simulation"];
+const WAKES: &[&str] = &["--test", "wakes"];
 
-const MUTANTS: [Mutant; 32] = [
+const MUTANTS: [Mutant; 49] = [
     Mutant {
         name: "first-terminal-wins",
         file: "src/engine/correlation/root.rs",
@@ -125,6 +126,21 @@ const MUTANTS: [Mutant; 32] = [
         guard: "let _ = self.cause.compare_exchange(NO_CAUSE, word, Ordering::AcqRel, Ordering::Acquire);",
         without: "self.cause.store(word, Ordering::Release);",
         tests: &["--test", "supervision", "hung_01"],
+    },
+    Mutant {
+        name: "kernels-kill-for-want-of-memory",
+        file: "src/engine/ward.rs",
+        guard: "&& !asked_to && was_oom(now_ns) => {",
+        without: "&& !asked_to && was_oom(now_ns) && now_ns == 0 => {",
+        // Where a memory control group can be made.
+        tests: &["--test", "out_of_memory"],
+    },
+    Mutant {
+        name: "one-kill-explains-one-death",
+        file: "src/supervisor/toll.rs",
+        guard: "        self.open -= u64::from(is_explained);\n",
+        without: "",
+        tests: &["--test", "out_of_memory"],
     },
     Mutant {
         name: "broken-rule-before-the-kernels-word",
@@ -245,6 +261,111 @@ const MUTANTS: [Mutant; 32] = [
         without: "need not wait for that.\n            state.order.end(held.ticket.0);",
         tests: &["--test", "away"],
     },
+    Mutant {
+        name: "own-reply-that-has-gone-on",
+        file: "src/engine/short_way.rs",
+        guard: "let is_here = self.correlation.moves(admitted.root.index) == sent.moves;",
+        without: "let is_here = sent.moves != u64::MAX;",
+        tests: &["--test", "flow", "flow_01_callers_who"],
+    },
+    Mutant {
+        name: "own-reply-sends-what-waits-in-front",
+        file: "src/engine/short_way.rs",
+        guard: "if link.forwards.waiting() != 0 {\n                self.flush_behind_fence(link);",
+        without: "if link.forwards.waiting() == u64::MAX {\n                self.flush_behind_fence(link);",
+        tests: WAKES,
+    },
+    Mutant {
+        name: "own-reply-leaves-the-lane",
+        file: "src/engine/short_way.rs",
+        guard: "            link.stop_looking_after_read(&self.correlation);\n",
+        without: "",
+        tests: WAKES,
+    },
+    Mutant {
+        name: "no-own-reply-leaves-the-lane",
+        file: "src/engine/short_way.rs",
+        guard: "            link.stop_looking(&self.correlation);\n",
+        without: "",
+        tests: WAKES,
+    },
+    Mutant {
+        name: "own-reply-makes-room",
+        file: "src/engine/short_way.rs",
+        guard: "            self.room_came_free();\n",
+        without: "",
+        tests: WAKES,
+    },
+    Mutant {
+        name: "short-way-behind-what-waits-in-front",
+        file: "src/engine/short_way.rs",
+        guard: "            && link.forwards.waiting() == 0\n",
+        without: "",
+        tests: WAKES,
+    },
+    Mutant {
+        name: "short-way-beside-too-much",
+        file: "src/engine/short_way.rs",
+        guard: "            && !self.holds_too_much();",
+        without: "            && bytes.len() < usize::MAX;",
+        tests: &["--test", "flow", "flow_01_forward_bytes"],
+    },
+    Mutant {
+        name: "short-way-of-a-loan-beside-too-much",
+        file: "src/engine/block_way.rs",
+        guard: "link.is_live() && !self.holds_too_much();",
+        without: "link.is_live();",
+        tests: &["--test", "flow", "flow_01_forward_bytes"],
+    },
+    Mutant {
+        name: "own-block-that-is-left-alone",
+        file: "src/lane/own_reply.rs",
+        guard: "                self.hold_not(block);\n",
+        without: "                let _ = Self::hold_not;\n",
+        tests: &["--lib", "own_reply"],
+    },
+    Mutant {
+        name: "own-block-beside-one-in-the-other-half",
+        file: "src/lane/own_reply.rs",
+        guard: "if self.holds_in_both_halves() || !ends(usual.trace_id, usual.tags) {",
+        without: "if !ends(usual.trace_id, usual.tags) {",
+        tests: &["--lib", "own_reply"],
+    },
+    Mutant {
+        name: "kept-block-beside-one-in-the-other-half",
+        file: "src/engine/reader.rs",
+        guard: "FramePayload::Block(_) if link.end.holds_in_both_halves() => Outcome::Heap,",
+        without: "FramePayload::Block(block) if block.len == u32::MAX => Outcome::Heap,",
+        tests: &["--test", "memory", "memory_01_half"],
+    },
+    Mutant {
+        name: "half-of-a-kept-block",
+        file: "src/lane/held_blocks.rs",
+        guard: "u64::from(begin < middle) | u64::from(end > middle) << HALF_SHIFT",
+        without: "u64::from(begin < middle) | u64::from(end > middle && begin >= middle) << HALF_SHIFT",
+        tests: &["--lib", "own_reply"],
+    },
+    Mutant {
+        name: "own-reply-gives-a-block-back",
+        file: "src/lane/engine_end.rs",
+        guard: "            self.arena.take_back(block).expect(\"a sent block is published until its LAST\");\n",
+        without: "",
+        tests: &["--lib", "own_reply"],
+    },
+    Mutant {
+        name: "a-slot-for-the-worker",
+        file: "src/lane/engine_end.rs",
+        guard: "        self.next.store(next, Ordering::Release);\n        self.offer_room();\n",
+        without: "        self.next.store(next, Ordering::Release);\n        fence(Ordering::SeqCst);\n",
+        tests: WAKES,
+    },
+    Mutant {
+        name: "a-block-for-the-worker",
+        file: "src/lane/held_blocks.rs",
+        guard: "        self.offer_room();\n",
+        without: "",
+        tests: WAKES,
+    },
 ];
 
 /// What a build needs; `target` would be copied into itself.
@@ -298,7 +419,7 @@ fn noticed_by(mutant: &Mutant, tree: &Path) -> Result<Vec<String>, String> {
             .args(["test", "--features", "testing,tracing"])
             .args(mutant.tests)
             .args(more);
-        command.env("CARGO_TARGET_DIR", tree.with_file_name("target")).env("HANDBELL_TEST_LIMIT_S", "120");
+        command.env("CARGO_TARGET_DIR", tree.with_file_name("target")).env("HANDBELL_TEST_LIMIT_S", "60");
         command.output().expect("cargo runs")
     };
     let build = cargo(&["--no-run"]);

@@ -53,6 +53,12 @@ impl Engine {
         self.shared().lanes[lane].load()
     }
 
+    /// How many sleep at the lane of a worker, or are about to.
+    #[cfg(feature = "testing")]
+    pub(crate) fn asleep(&self, lane: u16) -> u32 {
+        self.shared().link(lane).asleep()
+    }
+
     /// Whether the request at this position of a lane has been begun, as far as its worker tells.
     #[cfg(feature = "testing")]
     pub(crate) fn has_begun(&self, lane: u16, position: u64) -> bool {

@@ -214,6 +214,12 @@ impl Link {
         }
     }
 
+    /// How many sleep here, or are about to.
+    #[cfg(feature = "testing")]
+    pub fn asleep(&self) -> u32 {
+        self.asleep.load(Ordering::SeqCst)
+    }
+
     /// Enters a sleeper into the list; true if it is to watch the lane.
     fn enlist(&self, me: &Sleeper) -> bool {
         let mut sleepers = self.lock();
@@ -312,9 +318,9 @@ pub(super) fn sleep(
             watched.map(|(link, expected)| (link.end.reply_segment().futex_word(reply::WAKE), expected))
         };
         match words().count() {
-            0 => drop(own.wait(own_expected, Some(until_ns))),
+            0 => futex::note_sleep(own.wait(own_expected, Some(until_ns))),
             _ if futex::waitv_supported() => {
-                futex::wait_any(words(), own, own_expected, Some(until_ns));
+                futex::note_sleep(futex::wait_any(words(), own, own_expected, Some(until_ns)));
             }
             count => {
                 let until_ns = until_ns.min(clock::monotonic_ns() + OWN_LOOK_NS);

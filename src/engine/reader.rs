@@ -78,9 +78,9 @@ impl Shared {
         let now_ns = if envelope.kind == kind::DONE { self.read_clock() } else { now_ns };
         let outcome = match payload {
             FramePayload::Inline { len, .. } => Outcome::Inline { len: len as u32 },
-            // Replies that nobody takes must not take the worker's room away from it: beyond half the arena they
-            // are copied out.
-            FramePayload::Block(_) if link.end.holds_much() => Outcome::Heap,
+            // Replies that nobody takes must not take the worker's room away from it: of those that would leave it
+            // neither half of the arena, a copy is kept.
+            FramePayload::Block(_) if link.end.holds_in_both_halves() => Outcome::Heap,
             FramePayload::Block(block) => Outcome::Block { source: link.source, block },
         };
         let mut verdict = self.correlation.frame(

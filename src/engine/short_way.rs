@@ -163,7 +163,6 @@ impl Shared {
         } else {
             link.stop_looking(&self.correlation);
         }
-        self.arm_for_awaited(link);
         reply
     }
 

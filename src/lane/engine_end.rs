@@ -106,8 +106,8 @@ pub struct EngineEnd {
     records: Box<[Record]>,
     /// One bit per unit of the reply arena: the block that starts there is held by this process.
     pub(super) held: Box<[AtomicU64]>,
-    /// Payload bytes of the held blocks.
-    pub(super) held_bytes: AtomicU64,
+    /// How many of the held blocks lie in the lower half of the arena, and in the upper half of the word, in the upper.
+    pub(super) held_in_halves: AtomicU64,
     /// Next request position to claim.
     pub(super) head: Line<AtomicU64>,
     /// Requests whose LAST has been read.
@@ -166,7 +166,7 @@ impl EngineEnd {
                 .map(|_| Record { ticket: AtomicU64::new(0), block: AtomicU32::new(0) })
                 .collect(),
             held: (0..held_words).map(|_| AtomicU64::new(0)).collect(),
-            held_bytes: AtomicU64::new(0),
+            held_in_halves: AtomicU64::new(0),
             head: Line(AtomicU64::new(0)),
             freed: Line(AtomicU64::new(0)),
             role: Line(AtomicU32::new(NOBODY)),
@@ -578,10 +578,18 @@ impl EngineEnd {
 
     /// Asks the worker to ring the event descriptor with its next reply; false if that is there already.
     pub fn arm_bell(&self) -> bool {
-        let next = self.next();
-        self.request.store(request::BELL, next + 1);
-        // Between this store and the look, as in `shm/signal.rs`: the worker commits, fences, looks at the bell.
-        fence(Ordering::SeqCst);
-        !self.has_reply()
+        loop {
+            let next = self.next();
+            self.request.store(request::BELL, next + 1);
+            // Between this store and the look, as in `shm/signal.rs`: the worker commits, fences, looks at the bell.
+            fence(Ordering::SeqCst);
+            if self.has_reply() {
+                return false;
+            }
+            // Somebody may have read on meanwhile: the bell must be armed for the position that is next.
+            if self.next() == next {
+                return true;
+            }
+        }
     }
 }

@@ -2,6 +2,11 @@
 //!
 //! Owns: which blocks are held, and the next place of the release ring. A frame that names a held block is an
 //! impossible one, so each block is released once.
+//!
+//! Blocks that are held for as long as a caller likes lie in one half of the arena: whoever is about to leave one in
+//! place asks [`EngineEnd::holds_in_both_halves`] behind [`EngineEnd::hold`], as reader, and else copies it out. So
+//! the other half is free in one piece as soon as what is in flight has ended. A block is cut out of units and of runs
+//! of units that never cross the middle unless its payload does, so what the payload covers tells where it lies.
 
 use super::engine_end::EngineEnd;
 use crate::base::failure::Rule;
@@ -22,6 +27,9 @@ pub struct BlockPlace {
     pub len: u32,
 }
 
+/// Where the count of the upper half of the arena stands in its word.
+const HALF_SHIFT: u32 = 32;
+
 impl EngineEnd {
     /// Checks where a frame's block lies and holds it. An error changes nothing.
     #[inline(never)]
@@ -40,14 +48,14 @@ impl EngineEnd {
         if word.fetch_or(bit, Ordering::AcqRel) & bit != 0 {
             return Err(Rule::BlockHeld);
         }
-        self.held_bytes.fetch_add(u64::from(block.len), Ordering::Relaxed);
+        self.held_in_halves.fetch_add(self.halves_of(block), Ordering::Relaxed);
         Ok(block)
     }
 
     /// Undoes [`EngineEnd::hold`]: the frame is still to be read.
     #[cold]
     pub(super) fn hold_not(&self, block: BlockPlace) {
-        self.held_bytes.fetch_sub(u64::from(block.len), Ordering::Relaxed);
+        self.held_in_halves.fetch_sub(self.halves_of(block), Ordering::Relaxed);
         let (word, bit) = self.held_bit(block);
         word.fetch_and(!bit, Ordering::AcqRel);
     }
@@ -64,14 +72,23 @@ impl EngineEnd {
         (&self.held[unit / 64], 1 << (unit % 64))
     }
 
-    /// Whether more than half the reply arena is held here, so that the worker may lack room.
-    pub fn holds_much(&self) -> bool {
-        self.held_bytes.load(Ordering::Relaxed) > self.geometry.reply_arena_bytes as u64 / 2
+    /// What a held block counts in `held_in_halves`: one in each half of the arena that it lies in.
+    fn halves_of(&self, block: BlockPlace) -> u64 {
+        let middle = self.geometry.reply_arena_bytes / 2;
+        let (begin, end) = (block.offset(), block.offset() + block.len.max(1) as usize);
+        u64::from(begin < middle) | u64::from(end > middle) << HALF_SHIFT
+    }
+
+    /// Whether neither half of the reply arena is free of held blocks, so that the worker may lack room.
+    pub fn holds_in_both_halves(&self) -> bool {
+        // Relaxed: only the reader adds, and it is the reader who asks; what others let go meanwhile only makes room.
+        let held = self.held_in_halves.load(Ordering::Relaxed);
+        held as u32 != 0 && held >> HALF_SHIFT != 0
     }
 
     /// Gives a block back to the worker. Once for each frame that came with one.
     pub fn release(&self, block: BlockPlace) {
-        self.held_bytes.fetch_sub(u64::from(block.len), Ordering::Relaxed);
+        self.held_in_halves.fetch_sub(self.halves_of(block), Ordering::Relaxed);
         let (word, bit) = self.held_bit(block);
         word.fetch_and(!bit, Ordering::AcqRel);
         let position = self.released.0.fetch_add(1, Ordering::AcqRel);

@@ -318,7 +318,8 @@ impl WorkerEnd {
     /// Sleeps on a word of the request segment and on `stop`.
     fn sleep_on(&self, word_at: usize, expected: u32, stop: u32, until_ns: u64) {
         if futex::waitv_supported() {
-            futex::wait_either(self.request.futex_word(word_at), expected, &self.stop, stop, Some(until_ns));
+            let word = self.request.futex_word(word_at);
+            futex::note_sleep(futex::wait_either(word, expected, &self.stop, stop, Some(until_ns)));
         } else {
             let look_ns = clock::monotonic_ns() + STOP_LOOK_NS;
             self.request.futex_wait(word_at, expected, until_ns.min(look_ns));
@@ -353,9 +354,11 @@ impl WorkerEnd {
     /// A block of the reply arena; waits for room until the deadline (0 = none).
     pub fn block(&mut self, len: usize, deadline_ns: u64) -> Result<Block, NoRoom> {
         loop {
-            // Looking at the engine's word costs its cache line: not for each block, while there is room.
+            // Looking at the engine's word costs its cache line: not for each block, while there is room in the half
+            // that the engine leaves replies in.
             if self.lent < MOST_LENT
                 && let Ok(block) = self.arena.take(len)
+                && (self.lent == 0 || block.is_in_lower_half())
             {
                 return Ok(block);
             }

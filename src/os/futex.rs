@@ -10,6 +10,8 @@
 
 use std::num::NonZeroU32;
 use std::sync::OnceLock;
+#[cfg(feature = "testing")]
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -43,6 +45,26 @@ pub enum Woke {
     Changed,
     /// The deadline passed.
     TimedOut,
+}
+
+/// Sleeps of this process that nobody ended.
+#[cfg(feature = "testing")]
+static SLEPT_OUT: AtomicU64 = AtomicU64::new(0);
+
+/// How many sleeps that were noted have lasted until their limit.
+#[cfg(feature = "testing")]
+pub fn slept_out() -> u64 {
+    SLEPT_OUT.load(Ordering::Relaxed)
+}
+
+/// Notes how a sleep has ended that somebody should have ended: a lost wake only costs time, and tests are to see it.
+pub fn note_sleep(woke: Woke) {
+    #[cfg(feature = "testing")]
+    if woke == Woke::TimedOut {
+        SLEPT_OUT.fetch_add(1, Ordering::Relaxed);
+    }
+    // Without tests nobody asks.
+    let _ = woke;
 }
 
 /// A futex word that only threads of this process use, which spares the kernel

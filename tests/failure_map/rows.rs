@@ -319,7 +319,7 @@ pub fn all() -> Vec<Row> {
             worker_ends("it aborts", "abort", b"", signal(6)),
             worker_ends("it violates its memory", "segv", b"", signal(11)),
             worker_ends(
-                "it is killed from outside (`OutOfMemory` if the kernel did it for want of memory)",
+                "it is killed from outside (`OutOfMemory` if the kernel did it for want of memory: `tests/out_of_memory.rs`)",
                 "stuck",
                 b"",
                 signal(9),
