@@ -264,7 +264,7 @@ const MUTANTS: [Mutant; 49] = [
     Mutant {
         name: "own-reply-that-has-gone-on",
         file: "src/engine/short_way.rs",
-        guard: "let is_here = self.correlation.moves(admitted.root.index) == sent.moves;",
+        guard: "let is_here = self.correlation.moves(admitted.index) == sent.moves;",
         without: "let is_here = sent.moves != u64::MAX;",
         tests: &["--test", "flow", "flow_01_callers_who"],
     },
