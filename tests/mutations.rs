@@ -165,7 +165,7 @@ const MUTANTS: [Mutant; 49] = [
     },
     Mutant {
         name: "last-before-reuse",
-        file: "src/lane/engine_end.rs",
+        file: "src/lane/reader.rs",
         guard: "if envelope.flags & flags::LAST == 0 { LastMark::No }",
         without: "if envelope.flags & flags::LAST == 0 && envelope.kind != kind::TERMINAL { LastMark::No }",
         tests: &["--test", "lying", "last"],
@@ -347,14 +347,14 @@ const MUTANTS: [Mutant; 49] = [
     },
     Mutant {
         name: "own-reply-gives-a-block-back",
-        file: "src/lane/engine_end.rs",
+        file: "src/lane/reader.rs",
         guard: "            self.arena.take_back(block).expect(\"a sent block is published until its LAST\");\n",
         without: "",
         tests: &["--lib", "own_reply"],
     },
     Mutant {
         name: "a-slot-for-the-worker",
-        file: "src/lane/engine_end.rs",
+        file: "src/lane/reader.rs",
         guard: "        self.next.store(next, Ordering::Release);\n        self.offer_room();\n",
         without: "        self.next.store(next, Ordering::Release);\n        fence(Ordering::SeqCst);\n",
         tests: WAKES,

@@ -12,10 +12,12 @@ mod end_of_life;
 mod engine_end;
 mod held_blocks;
 mod own_reply;
+mod reader;
 mod worker_end;
 
-pub use engine_end::{EngineEnd, Frame, FramePayload, LastMark, Outgoing, Read};
+pub use engine_end::{EngineEnd, Outgoing};
 pub use held_blocks::BlockPlace;
+pub use reader::{Frame, FramePayload, LastMark, Read};
 pub use worker_end::{Idleness, Incoming, NoRoom, Said, WorkerEnd};
 
 use crate::shm::signal::Signal;

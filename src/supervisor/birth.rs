@@ -5,26 +5,22 @@
 //! last has said so, GO. So the nodes of all workers are built side by side, and none waits for another's. All
 //! that was started is ended in reverse order if one fails, each with its group, and reaped.
 
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use zeroize::Zeroizing;
-
 use super::error::StartError;
-use super::event::{Telling, WorkerEvent, WorkerNotice};
-use super::launch::{Launch, refused};
-use super::output::{Capture, OutputSink, Speaker, Stream};
+use super::event::WorkerEvent;
+use super::launch::refused;
+use super::output::{Capture, Speaker, Stream};
+use super::spec::{Prepared, WorkerSpec, datagram};
 use super::start_time::{LOOK_MS, StartTime};
 use super::worker::Worker;
-use crate::auth::{CREDENTIALS_BYTES, Credentials, Life, Secret};
+use crate::auth::Credentials;
 use crate::base::failure::{Cause, KilledFor};
-use crate::base::ids::{GroupId, NodeId};
+use crate::base::ids::NodeId;
 use crate::base::limits::{BUNDLE_BYTES, HANDSHAKE_NS};
 use crate::base::refusal::{RefusedFor, StartStep};
-use crate::base::waiting::Waiting;
 use crate::doorbell::{Connection, EngineSession, EngineTerms, Listener, Reject, Timing, Turn};
 use crate::lane::EngineEnd;
 use crate::os::child::{self, Exit, Spawned};
@@ -32,12 +28,8 @@ use crate::os::owner::Owner;
 use crate::os::poll::{Poller, readable_within};
 use crate::os::socket::{self, Received, receive_within};
 use crate::os::{clock, random};
-use crate::plan::error::PlanError;
-use crate::plan::loopback::Loopback;
-use crate::plan::placement::{PlacedGroup, Placement};
-use crate::shm::segment::{Created, SegmentError};
-use crate::wire::bootstrap::{BOOTSTRAP_VERSION, Bundle, BundleGroup, BundleNode, Message, Refusal};
-use crate::wire::geometry::Geometry;
+use crate::shm::segment::Created;
+use crate::wire::bootstrap::{BOOTSTRAP_VERSION, Message, Refusal};
 use crate::wire::segment::{Side, layout_digest};
 
 /// How long a child that has closed its socket may take to show its exit status, and one that refuses to print why.
@@ -48,70 +40,6 @@ const NOT_THERE_MS: u32 = 200;
 const HANDSHAKE_LOOK_MS: u32 = 20;
 /// Many times what a handshake takes. Whoever has had less of a processor was kept from it.
 const HANDSHAKE_WORK_NS: u64 = 100_000_000;
-
-/// What to start: one process of a group.
-pub(crate) struct WorkerSpec<'a> {
-    pub group: GroupId,
-    /// Which of the group's processes, from 0 on.
-    pub process: u16,
-    pub placement: &'a Placement,
-    pub geometry: Geometry,
-    pub waiting: Waiting,
-    /// For all groups; the group's own wins.
-    pub pin: Option<u16>,
-    /// Its number in the plan: that of its lane.
-    pub worker: u16,
-    pub incarnation: u64,
-    /// The engine that starts it.
-    pub owner: Owner,
-    /// Where its listener is opened.
-    pub doorbell: Loopback,
-    /// For development: in place of random bytes.
-    pub secret: Option<&'a Secret>,
-    /// How long a node may go on after STOP, in milliseconds.
-    pub stop_grace_ms: u32,
-    /// Variables for all groups, beside the inherited few; the group's own win.
-    pub env: &'a [(OsString, OsString)],
-    /// From the start of the first worker until the last is ready.
-    pub start_timeout: Duration,
-    /// Rung by the worker for an armed reply.
-    pub bell: BorrowedFd<'a>,
-    /// Takes what it prints.
-    pub sink: Option<OutputSink>,
-    /// Is told of its start.
-    pub telling: &'a Telling,
-    /// Raised when the start is not wanted any more.
-    pub cancelled: Option<&'a AtomicBool>,
-}
-
-impl WorkerSpec<'_> {
-    fn placed(&self) -> &PlacedGroup {
-        &self.placement.groups[usize::from(self.group.0)]
-    }
-
-    fn is_cancelled(&self) -> bool {
-        self.cancelled.is_some_and(|cancelled| cancelled.load(Ordering::SeqCst))
-    }
-
-    fn tell(&self, pid: i32, event: WorkerEvent) {
-        let (group, process) = (self.placed().name.as_str().into(), self.process);
-        self.telling.tell(WorkerNotice { group, process, pid, at_ns: clock::monotonic_ns(), event });
-    }
-
-    fn life(&self) -> Life {
-        Life { worker: self.worker.into(), incarnation: self.incarnation }
-    }
-
-    fn system(&self, step: StartStep) -> impl FnOnce(io::Error) -> StartError {
-        let group = self.placed().name.clone();
-        move |error| StartError::System { group, step, error }
-    }
-
-    fn segment(&self, step: StartStep) -> impl FnOnce(SegmentError) -> StartError {
-        let group = self.placed().name.clone();
-        move |error| StartError::Segment { group, step, error }
-    }
-}
 
 /// A worker that is ready, and its lane.
 pub(crate) struct Started {
@@ -141,67 +69,8 @@ pub(crate) fn start(specs: &[WorkerSpec<'_>]) -> Result<(Vec<Started>, Capture),
     Ok((started, capture))
 }
 
-/// What one worker needs, as far as it can be refused before any process is started.
-struct Prepared {
-    launch: Launch,
-    bundle: Bundle,
-}
-
-impl Prepared {
-    fn new(spec: &WorkerSpec<'_>) -> Result<Self, StartError> {
-        let bundle = bundle(spec);
-        let bytes = Message::Bundle(Box::new(bundle.clone())).encode().len();
-        if bytes > BUNDLE_BYTES {
-            return Err(PlanError::TooLarge { bytes, limit: BUNDLE_BYTES }.into());
-        }
-        Ok(Self { launch: Launch::new(spec.placed(), spec.env)?, bundle })
-    }
-}
-
-/// The datagram that hands everything over: the bundle, and behind it the credentials.
-fn datagram(bundle: Bundle, listener: &Listener) -> Zeroizing<Vec<u8>> {
-    let bundle = Message::Bundle(Box::new(Bundle { doorbell: listener.local(), ..bundle })).encode();
-    // Of the right size from the start: growing would leave a copy behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(bundle.len() + CREDENTIALS_BYTES));
-    bytes.extend(bundle);
-    let mut credentials = Zeroizing::new([0; CREDENTIALS_BYTES]);
-    listener.credentials().expect("gone with the handshake").write(&mut credentials);
-    bytes.extend(credentials.iter());
-    bytes
-}
-
 fn ns(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn bundle(spec: &WorkerSpec<'_>) -> Bundle {
-    let nodes = spec.placement.nodes.iter().map(|node| BundleNode {
-        name: node.name.clone(),
-        group: node.group,
-        edges: match node.group == spec.group {
-            true => node.edges.iter().map(|edge| (edge.label.clone(), edge.to)).collect(),
-            false => Vec::new(),
-        },
-    });
-    let groups = spec.placement.groups.iter().map(|group| BundleGroup {
-        name: group.name.clone(),
-        keyed: group.keyed,
-        local: group.local,
-    });
-    Bundle {
-        worker: spec.worker,
-        incarnation: spec.incarnation,
-        // Known when it listens.
-        doorbell: (spec.doorbell.address(), 0).into(),
-        stop_grace_ms: spec.stop_grace_ms,
-        layout_digest: layout_digest(),
-        geometry: spec.geometry,
-        waiting: spec.waiting,
-        pin: spec.placed().process.pin.map(|processor| processor as u16).or(spec.pin),
-        group: spec.group,
-        groups: groups.collect(),
-        nodes: nodes.collect(),
-    }
 }
 
 /// Waits until all have said READY. What any of them says meanwhile is heard: one that takes long to build its

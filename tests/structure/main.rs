@@ -56,7 +56,7 @@ const ATOMIC_FILES: [&str; 15] = [
     "src/engine/stop.rs",
     "src/engine/thread.rs",
     "src/engine/ward.rs",
-    "src/supervisor/birth.rs",
+    "src/supervisor/spec.rs",
     "src/worker/birth.rs",
     "src/worker/line.rs",
 ];
