@@ -14,6 +14,7 @@ use super::request::DispatchError;
 use super::shared::Shared;
 use super::short_way::{Habit, Sent};
 use super::small::{Small, copy_words};
+use super::wait::Budget;
 use crate::base::failure::{Cause, ExecutionClass, Failure, NodeError};
 use crate::base::ids::{Identity, TraceId};
 use crate::base::limits::INLINE_REPLY_BYTES;
@@ -107,33 +108,35 @@ impl Pending {
 
     /// Waits for the end of the request, at most until its deadline.
     pub fn wait(mut self) -> Result<Reply, CallError> {
-        if let Some(reply) = self.own_reply() {
-            return Ok(reply);
+        match self.own_reply() {
+            Ok(reply) => Ok(reply),
+            Err(budget) => {
+                self.shared.wait_on(self.key(), budget);
+                self.take()
+            }
         }
-        self.shared.wait(self.key());
-        self.take()
     }
 
-    /// The reply, if it can be had the short way.
+    /// The reply, if it can be had the short way. `Err`: what is left for looking.
     #[inline(always)]
-    fn own_reply(&mut self) -> Option<Reply> {
+    fn own_reply(&mut self) -> Result<Reply, Budget> {
         let Self { shared, sent, .. } = &*self;
         let is_usual = self.is_short
             && !self.awaited
             && !self.taken
             && shared.correlation.phase(self.key()) == Phase::Open;
         if !is_usual {
-            return None;
+            return Err(Budget::Whole);
         }
         let link = shared.link(sent.source.lane);
         let identity = shared.correlation.identity(self.sent.admitted.index);
         if link.source != sent.source {
-            return None;
+            return Err(Budget::Whole);
         }
         let reply = shared.own_reply(link, &identity, sent, Habit::None)?;
         self.taken = true;
         self.shared.end_unattended(false);
-        Some(reply)
+        Ok(reply)
     }
 
     /// The end of the request if it has come; looks without waiting. After it has returned a result, it

@@ -11,6 +11,7 @@ use super::pending::{CallError, Reply, take};
 use super::request::settled;
 use super::shared::Shared;
 use super::small::Small;
+use super::wait::Budget;
 use crate::base::ids::Identity;
 use crate::base::limits::INLINE_REPLY_BYTES;
 use crate::lane::Outgoing;
@@ -76,11 +77,13 @@ impl Shared {
         outbound: &Outbound,
         sent: &Sent,
     ) -> Result<Reply, CallError> {
-        if let Some(reply) = self.own_reply(link, &outbound.identity, sent, Habit::Learned) {
-            return Ok(reply);
+        match self.own_reply(link, &outbound.identity, sent, Habit::Learned) {
+            Ok(reply) => Ok(reply),
+            Err(budget) => {
+                self.wait_on(sent.admitted.root(), budget);
+                take(self, sent.admitted.root())
+            }
         }
-        self.wait(sent.admitted.root());
-        take(self, sent.admitted.root())
     }
 
     #[inline(never)]
@@ -112,8 +115,8 @@ impl Shared {
         Some((link, Sent { admitted, source: link.source, position, moves, is_large: false }))
     }
 
-    /// Waits for the reply to a request while it need not sleep, and takes it out of the lane itself. `None`: something
-    /// else has come, or nothing.
+    /// Waits for the reply to a request while it need not sleep, and takes it out of the lane itself. `Err`: something
+    /// else has come, or nothing; with what is left for looking.
     #[inline(always)]
     pub(super) fn own_reply(
         self: &Arc<Self>,
@@ -121,7 +124,7 @@ impl Shared {
         identity: &Identity,
         sent: &Sent,
         habit: Habit,
-    ) -> Option<Reply> {
+    ) -> Result<Reply, Budget> {
         let admitted = &sent.admitted;
         link.begin_looking();
         let mut spinner = match habit {
@@ -133,12 +136,12 @@ impl Shared {
                 if habit == Habit::None {
                     link.end.prefetch_replies();
                 }
-                break self.read_own_of_either_size(link, identity, sent);
+                break self.read_own_of_either_size(link, identity, sent).ok_or(Budget::Whole);
             }
             // Somebody else may have read it, or an output of it that goes on: then nothing need come here any more.
             let is_here = self.correlation.moves(admitted.index) == sent.moves;
             if !is_here || self.correlation.phase(admitted.root()) != Phase::Open {
-                break None;
+                break Err(Budget::Whole);
             }
             match spinner.step(link.end.processors()) {
                 Next::Look => {}
@@ -146,10 +149,10 @@ impl Shared {
                     self.note_clock(now_ns);
                     self.expire_if_due(admitted.root(), now_ns);
                 }
-                Next::Sleep => break None,
+                Next::Sleep => break Err(Budget::Spent),
             }
         };
-        if reply.is_some() {
+        if reply.is_ok() {
             match habit {
                 Habit::Learned => link.end.end_wait_for_own(&spinner),
                 Habit::None => link.end.end_wait(&spinner),

@@ -10,6 +10,15 @@ use crate::shm::spin::{Next, Spinner};
 
 const MOST_LANES: usize = *BRANCHES.end();
 
+/// What somebody who waits has left of its time for looking, before it sleeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Budget {
+    /// All of it.
+    Whole,
+    /// Nothing: it has looked for as long as it may already.
+    Spent,
+}
+
 /// The lanes that one who waits looks at.
 struct Watch<'s> {
     shared: &'s Shared,
@@ -132,12 +141,23 @@ impl Shared {
     /// Waits until the root has ended; its deadline is watched meanwhile.
     #[inline]
     pub fn wait(&self, key: RootKey) {
-        self.wait_in_run(key, &[]);
+        self.wait_on(key, Budget::Whole);
+    }
+
+    /// Waits on until the root has ended, with what is left for looking.
+    #[inline]
+    pub fn wait_on(&self, key: RootKey, budget: Budget) {
+        self.wait_with(key, &[], budget);
     }
 
     /// Waits until the root has ended, and meanwhile keeps the others of its run moving through these lanes.
     #[inline]
     pub fn wait_in_run(&self, key: RootKey, run: &[u16]) {
+        self.wait_with(key, run, Budget::Whole);
+    }
+
+    #[inline]
+    fn wait_with(&self, key: RootKey, run: &[u16], mut budget: Budget) {
         if self.correlation.phase(key) == Phase::Ended {
             return;
         }
@@ -148,12 +168,13 @@ impl Shared {
                 watch.end();
                 watch.begin();
                 spinner = watch.spinner();
+                budget = Budget::Whole;
             }
             if watch.look() {
                 continue;
             }
             let next = match (&mut spinner, watch.links().next()) {
-                (Some(spinner), Some(link)) => spinner.step(link.end.processors()),
+                (Some(spinner), Some(link)) if budget == Budget::Whole => spinner.step(link.end.processors()),
                 _ => Next::Sleep,
             };
             match next {
@@ -167,6 +188,7 @@ impl Shared {
                     self.sleep(&watch);
                     watch.resume();
                     spinner = watch.spinner();
+                    budget = Budget::Whole;
                 }
             }
         }
