@@ -299,6 +299,12 @@ impl EngineEnd {
         started.max(self.last_started.load(Ordering::Acquire)) > position
     }
 
+    /// Next position to claim in the request ring, and to read in the reply ring.
+    #[cfg(feature = "testing")]
+    pub fn positions(&self) -> (u64, u64) {
+        (self.head.0.load(Ordering::Acquire) & !CLOSED, self.next())
+    }
+
     /// What the worker says that it executes: position, the deadline that it was sent with (0 = none), and node
     /// calls so far. None if it says that it executes nothing, or something impossible.
     pub fn executing(&self) -> Option<(u64, u64, u64)> {

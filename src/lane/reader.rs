@@ -5,7 +5,7 @@
 //!
 //! Looking at the next reply needs no role. Only the holder of the role moves `next` and `freed` or sets a held bit.
 
-use super::engine_end::{CLOSED, EngineEnd};
+use super::engine_end::EngineEnd;
 use crate::base::failure::Rule;
 use crate::base::limits::READ_BATCH;
 use crate::base::sync::{AtomicU64, Ordering, fence};
@@ -269,12 +269,6 @@ impl EngineEnd {
     /// Copies an inline payload out, while its frame is being handled.
     pub fn read_inline(&self, at: usize, out: &mut [u8]) {
         self.reply.copy_out(at, out);
-    }
-
-    /// Next position to claim in the request ring, and to read in the reply ring.
-    #[cfg(feature = "testing")]
-    pub fn positions(&self) -> (u64, u64) {
-        (self.head.0.load(Ordering::Acquire) & !CLOSED, self.next())
     }
 
     // ---- the engine's thread ----

@@ -9,6 +9,7 @@ use std::ffi::c_int;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::net::{SocketType, sockopt};
 
@@ -31,18 +32,23 @@ pub fn reset_signal_mask() {
 /// says whether `parent_pid` is still the parent: if not, it died before this
 /// call and the caller has to end by itself.
 ///
-/// The kernel's death signal reaches this process alone, so it is a reserved
-/// signal whose handler kills the group. It is raised when the *thread* that
+/// The kernel's death signal reaches this process alone, so it is one whose
+/// handler kills the group: SIGCONT, since a process that has been stopped runs
+/// no handler before it is continued. Whoever else continues this process finds
+/// the parent alive, and nothing happens. It is raised when the *thread* that
 /// spawned this process ends. Programs started by this process do not inherit
 /// the tie, but share the group.
 ///
 /// # Errors
 /// Whatever `sigaction` or `prctl` reports; there is no tie then.
 pub fn bind_life_to(parent_pid: i32) -> io::Result<bool> {
-    let signal = death_signal();
+    // Before the handler can run: it tells by this whether the parent has died.
+    PARENT.store(parent_pid, Ordering::SeqCst);
+    BOUND.store(std::process::id() as i32, Ordering::SeqCst);
+    let signal = libc::SIGCONT;
     // SAFETY: the structure is valid when zeroed and completed below; the
-    // handler only makes async-signal-safe calls and does not return. The mask
-    // is initialised before it is used.
+    // handler only makes async-signal-safe calls. The mask is initialised before
+    // it is used.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_parent_death as *const () as usize;
@@ -166,14 +172,18 @@ pub fn parent_pid() -> i32 {
     std::os::unix::process::parent_id() as i32
 }
 
-/// Reserved for the end of the parent: real-time, so that no program uses it by
-/// habit, and not the very last, which some tools take.
-fn death_signal() -> c_int {
-    libc::SIGRTMAX() - 1
-}
+/// Whose end is this process's.
+static PARENT: AtomicI32 = AtomicI32::new(0);
+/// This process. A copy of it that was forked has the handler too, but no tie.
+static BOUND: AtomicI32 = AtomicI32::new(0);
 
+/// By the time that the signal is raised for the parent's death this process has another one.
 extern "C" fn on_parent_death(_signal: c_int) {
-    kill_own_group()
+    // SAFETY: the calls take and return numbers, and are async-signal-safe.
+    let (own, parent) = unsafe { (libc::getpid(), libc::getppid()) };
+    if own == BOUND.load(Ordering::SeqCst) && parent != PARENT.load(Ordering::SeqCst) {
+        kill_own_group()
+    }
 }
 
 fn check(result: c_int) -> io::Result<()> {
@@ -245,7 +255,16 @@ mod tests {
     fn in_child() {
         match std::env::var(ROLE).as_deref() {
             Ok("connected") => connected(),
-            Ok("parent") => parent(),
+            Ok("parent") => parent(|_| ()),
+            Ok("parent that stops it") => parent(stop),
+            Ok("parent of one that is stopped") => parent(|worker| {
+                stop(worker);
+                let mut status = 0;
+                // SAFETY: the status is a number of this function's.
+                assert_eq!(unsafe { libc::waitpid(worker, &mut status, libc::WUNTRACED) }, worker);
+                assert!(libc::WIFSTOPPED(status));
+            }),
+            Ok("reaper") => reaper(),
             Ok("bound") => bound(),
             Ok("orphan") => assert!(!bind_life_to(pid()).unwrap()),
             Ok("suicide") => kill_own_group(),
@@ -281,13 +300,33 @@ mod tests {
     }
 
     /// Starts a bound worker on its own output and ends once that is bound.
-    fn parent() {
+    fn parent(first: impl FnOnce(i32)) {
         let mut worker = Command::new(child::exec_path());
         worker.args(child_args()).env(ROLE, "bound");
         worker.process_group(0).stderr(Stdio::piped());
-        let mut stderr = worker.spawn().unwrap().stderr.unwrap();
-        stderr.read_exact(&mut [0; 5]).unwrap();
+        let mut worker = worker.spawn().unwrap();
+        worker.stderr.as_mut().unwrap().read_exact(&mut [0; 5]).unwrap();
+        first(worker.id() as i32);
         std::process::exit(7);
+    }
+
+    fn stop(worker: i32) {
+        // SAFETY: the call takes numbers; the worker is a child that nobody has waited for.
+        assert_eq!(unsafe { libc::kill(worker, libc::SIGSTOP) }, 0);
+    }
+
+    /// Takes in what parents leave behind, so that the kernel has no reason of its own to continue it; ends when
+    /// nothing is left.
+    fn reaper() {
+        // SAFETY: the call takes numbers.
+        assert_eq!(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) }, 0);
+        for role in ["parent that stops it", "parent of one that is stopped"] {
+            let mut parent = Command::new(child::exec_path());
+            parent.args(child_args()).env(ROLE, role).process_group(0);
+            assert_eq!(parent.status().unwrap().code(), Some(7));
+            // SAFETY: nobody else here waits for a child.
+            while unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) } > 0 {}
+        }
     }
 
     /// Ties itself and a sleeper of its group to the parent.
@@ -342,6 +381,11 @@ mod tests {
             assert!(readable_within(stdout.as_fd(), Some(LATE_MS)).unwrap());
             more = stdout.read(&mut [0; 256]).unwrap() > 0;
         }
+    }
+
+    #[test]
+    fn stop_ipc_04_a_stopped_worker_ends_with_its_parent() {
+        assert_eq!(end_of(&start_alone("reaper")), Exit::Code(0));
     }
 
     #[test]
