@@ -78,7 +78,8 @@ impl Telling {
     /// Hands a notice to whoever listens. Never blocks.
     pub fn tell(&self, notice: WorkerNotice) {
         let listener = self.listener.clone();
-        self.queue.push(move || {
+        let is_end = matches!(notice.event, WorkerEvent::Stopped { .. });
+        let telling = move || {
             // Subscribers and listeners are the user's; what they do changes nothing here.
             #[cfg(feature = "tracing")]
             contain(|| {
@@ -94,6 +95,7 @@ impl Telling {
             if let Some(listener) = listener {
                 contain(|| listener(&notice));
             }
-        });
+        };
+        if is_end { self.queue.push_in_any_case(telling) } else { self.queue.push(telling) }
     }
 }

@@ -60,11 +60,20 @@ impl Queue {
 pub(crate) struct EventQueue(Option<Arc<Queue>>);
 
 impl EventQueue {
-    /// Tells this behind all that was handed in before. Never blocks.
+    /// Tells this behind all that was handed in before, unless too much is waiting. Never blocks.
     pub fn push(&self, telling: impl FnOnce() + Send + 'static) {
+        self.push_below(UNTOLD_EVENTS, telling);
+    }
+
+    /// The same however much is waiting: for what comes once for each child, and must not be missed.
+    pub fn push_in_any_case(&self, telling: impl FnOnce() + Send + 'static) {
+        self.push_below(usize::MAX, telling);
+    }
+
+    fn push_below(&self, limit: usize, telling: impl FnOnce() + Send + 'static) {
         let Some(queue) = &self.0 else { return };
         let mut state = queue.lock();
-        if state.is_closed || state.waiting.len() == UNTOLD_EVENTS {
+        if state.is_closed || state.waiting.len() >= limit {
             state.dropped += 1;
             return;
         }
@@ -183,11 +192,14 @@ mod tests {
             queue.push(move || told.send(number).unwrap());
         }
         assert_eq!(queue.dropped(), 3);
+        let last = told.clone();
+        queue.push_in_any_case(move || last.send(usize::MAX).unwrap());
+        assert_eq!(queue.dropped(), 3);
         thread.flush(Duration::from_millis(1));
         drop(thread);
         // What waited is told when it returns after all.
         drop((go_on, told));
-        assert!(heard.iter().eq(0..UNTOLD_EVENTS));
+        assert!(heard.iter().eq((0..UNTOLD_EVENTS).chain([usize::MAX])));
     }
 
     #[test]
