@@ -9,7 +9,6 @@ use std::ffi::c_int;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::net::{SocketType, sockopt};
 
@@ -32,23 +31,19 @@ pub fn reset_signal_mask() {
 /// says whether `parent_pid` is still the parent: if not, it died before this
 /// call and the caller has to end by itself.
 ///
-/// The kernel's death signal reaches this process alone, so it is one whose
-/// handler kills the group: SIGCONT, since a process that has been stopped runs
-/// no handler before it is continued. Whoever else continues this process finds
-/// the parent alive, and nothing happens. It is raised when the *thread* that
+/// The kernel's death signal reaches this process alone, so it is a reserved
+/// signal whose handler kills the group. It is raised when the *thread* that
 /// spawned this process ends. Programs started by this process do not inherit
-/// the tie, but share the group.
+/// the tie, but share the group. While this process is stopped it runs no
+/// handler: see [`be_continued_at_the_end`].
 ///
 /// # Errors
 /// Whatever `sigaction` or `prctl` reports; there is no tie then.
 pub fn bind_life_to(parent_pid: i32) -> io::Result<bool> {
-    // Before the handler can run: it tells by this whether the parent has died.
-    PARENT.store(parent_pid, Ordering::SeqCst);
-    BOUND.store(std::process::id() as i32, Ordering::SeqCst);
-    let signal = libc::SIGCONT;
+    let signal = death_signal();
     // SAFETY: the structure is valid when zeroed and completed below; the
-    // handler only makes async-signal-safe calls. The mask is initialised before
-    // it is used.
+    // handler only makes async-signal-safe calls and does not return. The mask
+    // is initialised before it is used.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_parent_death as *const () as usize;
@@ -64,6 +59,17 @@ pub fn bind_life_to(parent_pid: i32) -> io::Result<bool> {
     // Looked at after the tie is made: a parent that died before is seen here,
     // one that dies from now on raises the signal.
     Ok(self::parent_pid() == parent_pid)
+}
+
+/// Has this process continued when its parent dies, in case that it is stopped
+/// then: so the handler of [`bind_life_to`] runs. By another thread than the one
+/// that called that, for each thread has one death signal.
+///
+/// SIGCONT has no handler here: one would end a node's sleep early each time
+/// that somebody continues its process.
+pub fn be_continued_at_the_end() {
+    // SAFETY: the call takes numbers. It cannot fail with a signal that there is.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGCONT as libc::c_ulong) };
 }
 
 /// Ends this process at once with this exit code; nothing that is registered
@@ -172,18 +178,14 @@ pub fn parent_pid() -> i32 {
     std::os::unix::process::parent_id() as i32
 }
 
-/// Whose end is this process's.
-static PARENT: AtomicI32 = AtomicI32::new(0);
-/// This process. A copy of it that was forked has the handler too, but no tie.
-static BOUND: AtomicI32 = AtomicI32::new(0);
+/// Reserved for the end of the parent: real-time, so that no program uses it by
+/// habit, and not the very last, which some tools take.
+fn death_signal() -> c_int {
+    libc::SIGRTMAX() - 1
+}
 
-/// By the time that the signal is raised for the parent's death this process has another one.
 extern "C" fn on_parent_death(_signal: c_int) {
-    // SAFETY: the calls take and return numbers, and are async-signal-safe.
-    let (own, parent) = unsafe { (libc::getpid(), libc::getppid()) };
-    if own == BOUND.load(Ordering::SeqCst) && parent != PARENT.load(Ordering::SeqCst) {
-        kill_own_group()
-    }
+    kill_own_group()
 }
 
 fn check(result: c_int) -> io::Result<()> {
@@ -333,6 +335,13 @@ mod tests {
     fn bound() {
         reset_signal_mask();
         assert!(bind_life_to(parent_pid()).unwrap());
+        let (tied, is_tied) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            be_continued_at_the_end();
+            tied.send(()).unwrap();
+            std::thread::park();
+        });
+        is_tied.recv().unwrap();
         let mut sleeper = Command::new("/bin/sleep");
         let mut sleeper = sleeper.arg("1000").stderr(Stdio::null()).spawn().unwrap();
         io::stderr().write_all(b"bound").unwrap();

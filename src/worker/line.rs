@@ -147,6 +147,7 @@ struct Ringer {
 
 impl Ringer {
     fn run(mut self) {
+        life::be_continued_at_the_end();
         let mut tokens = Vec::new();
         loop {
             let now_ns = clock::monotonic_ns();
