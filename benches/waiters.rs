@@ -1,13 +1,14 @@
 //! A million waiters beside a thousand, at the correlation table's own interface: what one request costs to
 //! register, to complete, and to expire, and how many bytes a waiter takes.
 //!
-//! `cargo bench --bench waiters [-- --rounds N] [--requests N] [--waiters N] [--case NAME] [--own-ids]`
+//! `cargo bench --bench waiters [-- --rounds N] [--requests N] [--waiters N] [--case NAME]
+//! [--own-ids|--random-ids]`
 //!
 //! Every table stays full; rounds alternate between the tables, and the figures are medians of the rounds, in ns of
 //! this thread's processor time. Every end is checked.
 //!
 //! - `register`, `complete`: the oldest 256 get their terminal and are taken, and 256 others take their places,
-//!   with a caller's id and a deadline each; with `--own-ids` with an id that the table makes.
+//!   with a deadline and a caller's id each. These count, unless `--random-ids`; with `--own-ids` the table makes them.
 //! - `quiet`: one look for what is due after each 256 of these, as the engine's thread takes it; nothing is due.
 //! - `due`: the oldest end by their deadline, 256, 16 or 1 at a look.
 
@@ -78,8 +79,18 @@ const CASES: [(&str, Run); 6] = [
     ("due, 1 a look", |books, requests| books.expire(requests, 1)),
 ];
 
-/// The table makes the ids.
-static OWN_IDS: LazyLock<bool> = LazyLock::new(|| std::env::args().any(|arg| arg == "--own-ids"));
+/// The id of the request that is registered as this one.
+type Ids = fn(u128) -> TraceId;
+
+static IDS: LazyLock<Ids> = LazyLock::new(|| {
+    let is_given = |name: &str| std::env::args().any(|arg| arg == name);
+    match (is_given("--own-ids"), is_given("--random-ids")) {
+        (true, _) => |_| TraceId::default(),
+        // An odd factor: no two numbers give the same.
+        (_, true) => |number| TraceId::from(number.wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)),
+        _ => TraceId::from,
+    }
+});
 
 /// A table without a free place.
 struct Books {
@@ -113,7 +124,7 @@ impl Books {
     fn register(&mut self) {
         self.registered += 1;
         let deadline_ns = 1 + self.registered * STEP_NS;
-        let trace_id = if *OWN_IDS { TraceId::default() } else { TraceId::from(u128::from(self.registered)) };
+        let trace_id = IDS(self.registered.into());
         let identity = Identity { trace_id, ..Identity::default() };
         let entry = Entry { identity, deadline_ns, home: 0, target: Some(PEER), group: 0 };
         let waiter = self.machine.register(&entry).expect("there is a place");

@@ -14,6 +14,9 @@
 //! The tag is a part of the id's hash, so that a chain is searched without a look at the roots in it, each of which is
 //! a page of its own in a large table; `MORE` says that the root's link has another behind it, so that the link of a
 //! root that stands alone, which is the usual case, is neither written nor read.
+//!
+//! In a large table each visit to a bucket waits for its line. Ids that count, as callers' own mostly do, have
+//! neighbouring buckets for sixteen in a row: one wait for all of them.
 
 use crate::base::sync::{AtomicU32, Ordering, pause};
 use crate::os::table::{prefetch, table};
@@ -21,38 +24,53 @@ use crate::os::table::{prefetch, table};
 const CLAIMED: u32 = 1 << 31;
 const MORE: u32 = 1 << 30;
 const NONE: u32 = 0;
+/// Buckets of a line.
+const NEIGHBOURS: usize = 16;
 /// Looks at a claimed bucket before its holder is given the processor.
 const PATIENCE: u32 = 100;
 
 pub(super) struct Index {
-    /// First root of the chain, with the claim bit on top.
-    buckets: Box<[AtomicU32]>,
+    /// A power of two of them.
+    lines: Box<[Line]>,
     /// Next root of the chain, by root. Touched only under the bucket's claim.
     links: Box<[AtomicU32]>,
     /// Bits for a root's number.
     root_bits: u32,
 }
 
-/// Callers' ids may be random, or counters in either byte order, in any part of the id. Both halves of the product
-/// count: the low ones of a number that stands high are nought.
+/// The buckets of a cache line: of each the first root of its chain, with the claim bit on top.
+#[repr(align(64))]
+#[derive(Default)]
+struct Line([AtomicU32; NEIGHBOURS]);
+
+/// Where a number that is half an id differs from the next one, in either byte order.
+const COUNTING: u64 = 0x0F00_0000_0000_000F;
+
+/// Callers' ids may be random, or counters in either byte order, in any part of the id. The low bits choose the bucket
+/// of a line; what counts is not in those that choose the line. Both halves of the product count: the low ones of a
+/// number that stands high are nought.
 #[inline(always)]
 fn spread(id: [u64; 2]) -> u64 {
-    let product = u128::from(id[0] ^ id[1].rotate_left(32)) * 0x9E37_79B9_7F4A_7C15;
-    product as u64 ^ (product >> 64) as u64
+    let far = id.map(|half| half & !COUNTING);
+    let product = u128::from(far[0] ^ far[1].rotate_left(32)) * 0x9E37_79B9_7F4A_7C15;
+    let near = (id[0] ^ id[1]) & COUNTING;
+    let neighbour = (near ^ (near >> 56)) & (NEIGHBOURS as u64 - 1);
+    product as u64 ^ (product >> 64) as u64 ^ neighbour
 }
 
 impl Index {
     pub fn new(roots: usize) -> Self {
-        let buckets = (roots * 2).next_power_of_two();
+        let lines = (roots * 2).div_ceil(NEIGHBOURS).next_power_of_two();
         Self {
-            buckets: table(buckets, || AtomicU32::new(NONE)),
+            lines: table(lines, Line::default),
             links: table(roots, || AtomicU32::new(NONE)),
             root_bits: usize::BITS - roots.leading_zeros(),
         }
     }
 
     fn bucket(&self, hash: u64) -> &AtomicU32 {
-        &self.buckets[hash as usize & (self.buckets.len() - 1)]
+        let Line(buckets) = &self.lines[(hash as usize / NEIGHBOURS) & (self.lines.len() - 1)];
+        &buckets[hash as usize % NEIGHBOURS]
     }
 
     /// The word that names a root whose id has this hash, at the end of a chain.
@@ -154,7 +172,7 @@ impl Index {
     /// Entered roots.
     pub fn count(&self) -> usize {
         let mut count = 0;
-        for bucket in &self.buckets {
+        for bucket in self.lines.iter().flat_map(|Line(buckets)| buckets) {
             let head = Self::claim(bucket);
             let mut at = head;
             while at != NONE {
