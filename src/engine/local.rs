@@ -234,12 +234,12 @@ impl Local {
         self.count_end();
         drop(executor);
         let end = match end {
-            Ok(reply) => {
+            Ok(payload) => {
                 // Its exchange stands for the fence behind the states that have come free.
                 correlation.free_own(&admitted);
                 shared.room_came_free();
                 self.leave_to_runner(shared);
-                Ok(reply)
+                Ok(Reply::small(job.identity, payload))
             }
             Err(wakes) => {
                 Self::has_run(shared, wakes);
@@ -314,7 +314,7 @@ impl Local {
             self.begun.store(job.position + 1, Ordering::Release);
             let incoming = executor::Incoming {
                 target: job.target,
-                identity: job.identity,
+                identity: &job.identity,
                 deadline_ns: job.deadline_ns,
                 payload: &job.payload,
             };

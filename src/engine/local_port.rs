@@ -7,7 +7,6 @@ use super::answer::Answer;
 use super::correlation::{Admitted, Outcome, Source, Verdict};
 use super::forward::{Carried, Wakes};
 use super::local::Job;
-use super::pending::Reply;
 use super::shared::Shared;
 use super::small::Small;
 use crate::base::clock::has_passed;
@@ -103,14 +102,14 @@ impl<'a> LocalPort<'a> {
     /// Ends the request for its owner, who is here; with one small reply, which is the usual case, at once. If not,
     /// returns who must be told.
     #[inline(always)]
-    pub fn finish_own(mut self, admitted: &Admitted) -> Result<Reply, Wakes> {
+    pub fn finish_own(mut self, admitted: &Admitted) -> Result<Small, Wakes> {
         let is_usual =
             !self.has_committed && matches!(self.staged, Some((Said::Terminal, Payload::Small(_))));
         if is_usual
             && self.shared.correlation.end_own_run(admitted, self.source, self.now_ns())
             && let Some((_, Payload::Small(small))) = self.staged.take()
         {
-            return Ok(Reply::small(self.job.identity, small));
+            return Ok(small);
         }
         Err(self.finish())
     }

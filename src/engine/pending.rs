@@ -12,7 +12,7 @@ use super::bell::EventBell;
 use super::correlation::{Admitted, Outcome, Phase, RootKey, Source};
 use super::request::DispatchError;
 use super::shared::Shared;
-use super::short_way::{Habit, Sent};
+use super::short_way::{Habit, OwnPayload, Sent};
 use super::small::{Small, copy_words};
 use super::wait::Budget;
 use crate::base::failure::{Cause, ExecutionClass, Failure, NodeError};
@@ -133,7 +133,8 @@ impl Pending {
         if link.source != sent.source {
             return Err(Budget::Whole);
         }
-        let reply = shared.own_reply(link, &identity, sent, Habit::None)?;
+        let payload = shared.own_reply(link, &identity, sent, Habit::None)?;
+        let reply = Reply::of_own(identity, shared, sent.source, payload);
         self.taken = true;
         self.shared.end_unattended(false);
         Ok(reply)
@@ -358,6 +359,20 @@ impl Reply {
     #[inline(always)]
     pub(super) fn small(identity: Identity, payload: Small) -> Self {
         Self { identity, body: Body::Small(payload) }
+    }
+
+    /// What its owner has read itself.
+    #[inline(always)]
+    pub(super) fn of_own(
+        identity: Identity,
+        shared: &Arc<Shared>,
+        source: Source,
+        payload: OwnPayload,
+    ) -> Self {
+        match payload {
+            OwnPayload::Small(payload) => Self::small(identity, payload),
+            OwnPayload::Block(block) => Self::in_arena(identity, shared, source, block),
+        }
     }
 
     /// A large one, whose block is held.

@@ -86,7 +86,7 @@ impl Pending {
 /// A request as it reaches its group.
 pub(crate) struct Incoming<'a> {
     pub target: u16,
-    pub identity: Identity,
+    pub identity: &'a Identity,
     pub deadline_ns: u64,
     pub payload: &'a [u8],
 }
@@ -154,7 +154,7 @@ impl Executor {
         let state = &mut self.states[state];
         let request = Request {
             payload,
-            identity: &incoming.identity,
+            identity: incoming.identity,
             deadline_ns: incoming.deadline_ns,
             node: &node.name,
             group: self.placement.group_name(node.group),
@@ -282,7 +282,7 @@ mod tests {
         let mut executor = Executor::new(placement, group, built);
         let mut log = Log::default();
         let incoming =
-            Incoming { target, identity: Identity::default(), deadline_ns: 0, payload: payload.as_bytes() };
+            Incoming { target, identity: &Identity::default(), deadline_ns: 0, payload: payload.as_bytes() };
         executor.execute(&incoming, &Never, &mut log);
         log.0
     }

@@ -45,7 +45,7 @@ fn serve_next(
         let payload = port.end.payload(segment, incoming).ok_or(NoRoom)?;
         let request = executor::Incoming {
             target: envelope.target,
-            identity: identity(envelope),
+            identity: &identity(envelope),
             deadline_ns: envelope.deadline_ns,
             payload,
         };

@@ -435,7 +435,7 @@ impl Correlation {
         root.outcome.put(outcome, group, started);
         let words = self.trace_words(index);
         if place & CALLERS_ID != 0 {
-            self.index.remove(words, index);
+            self.index.remove(self.index.bucket_of(words), index);
         }
         let (kind, status) = match outcome {
             Outcome::Inline { .. } | Outcome::Block { .. } | Outcome::Heap => (EventKind::Completed, None),

@@ -18,6 +18,8 @@
 //! In a large table each visit to a bucket waits for its line. Ids that count, as callers' own mostly do, have
 //! neighbouring buckets for sixteen in a row: one wait for all of them.
 
+use std::num::NonZeroU32;
+
 use crate::base::sync::{AtomicU32, Ordering, pause};
 use crate::os::table::{prefetch, table};
 
@@ -28,6 +30,10 @@ const NONE: u32 = 0;
 const NEIGHBOURS: usize = 16;
 /// Looks at a claimed bucket before its holder is given the processor.
 const PATIENCE: u32 = 100;
+
+/// The number of a bucket, + 1.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Bucket(NonZeroU32);
 
 pub(super) struct Index {
     /// A power of two of them.
@@ -68,9 +74,22 @@ impl Index {
         }
     }
 
-    fn bucket(&self, hash: u64) -> &AtomicU32 {
-        let Line(buckets) = &self.lines[(hash as usize / NEIGHBOURS) & (self.lines.len() - 1)];
-        &buckets[hash as usize % NEIGHBOURS]
+    /// The bucket of an id.
+    #[inline(always)]
+    pub fn bucket_of(&self, id: [u64; 2]) -> Bucket {
+        self.bucket_by(spread(id))
+    }
+
+    fn bucket_by(&self, hash: u64) -> Bucket {
+        let last = (self.lines.len() * NEIGHBOURS - 1) as u32;
+        Bucket(NonZeroU32::MIN.saturating_add(hash as u32 & last))
+    }
+
+    #[inline(always)]
+    fn word(&self, Bucket(number): Bucket) -> &AtomicU32 {
+        let number = number.get() as usize - 1;
+        let Line(buckets) = &self.lines[number / NEIGHBOURS];
+        &buckets[number % NEIGHBOURS]
     }
 
     /// The word that names a root whose id has this hash, at the end of a chain.
@@ -94,13 +113,13 @@ impl Index {
         if name & MORE == 0 { NONE } else { self.link(name).load(Ordering::Relaxed) }
     }
 
-    fn claim(bucket: &AtomicU32) -> u32 {
+    fn claim(word: &AtomicU32) -> u32 {
         let mut looks = 0;
         loop {
-            let head = bucket.load(Ordering::Relaxed);
+            let head = word.load(Ordering::Relaxed);
             // Acquire: pairs with the Release that ends a claim.
             if head & CLAIMED == 0
-                && bucket
+                && word
                     .compare_exchange_weak(head, head | CLAIMED, Ordering::Acquire, Ordering::Relaxed)
                     .is_ok()
             {
@@ -112,35 +131,65 @@ impl Index {
     }
 
     /// Enters `root` under `id`, unless a root whose id it is stands there already. `id_of` tells the id of an
-    /// entered root.
-    pub fn insert(&self, id: [u64; 2], root: u32, id_of: impl Fn(u32) -> [u64; 2]) -> bool {
+    /// entered root. Gives the bucket, for [`Index::remove`].
+    #[inline(always)]
+    pub fn insert(&self, id: [u64; 2], root: u32, id_of: impl Fn(u32) -> [u64; 2]) -> Option<Bucket> {
         let hash = spread(id);
-        let (bucket, name) = (self.bucket(hash), self.name(hash, root));
-        let head = Self::claim(bucket);
+        let (bucket, name) = (self.bucket_by(hash), self.name(hash, root));
+        let word = self.word(bucket);
+        // Mostly nobody stands there. Release: pairs with the Acquire of whoever claims the bucket next.
+        let is_alone = word.compare_exchange(NONE, name, Ordering::Release, Ordering::Relaxed).is_ok();
+        (is_alone || self.insert_before(word, id, name, id_of)).then_some(bucket)
+    }
+
+    /// Enters the root that `name` names in front of those who may stand in its bucket.
+    #[inline(never)]
+    fn insert_before(
+        &self,
+        word: &AtomicU32,
+        id: [u64; 2],
+        name: u32,
+        id_of: impl Fn(u32) -> [u64; 2],
+    ) -> bool {
+        let head = Self::claim(word);
         if head == NONE {
-            bucket.store(name, Ordering::Release);
+            word.store(name, Ordering::Release);
             return true;
         }
         let mut at = head;
         while at != NONE {
             let may_be_it = (at & !MORE) >> self.root_bits == name >> self.root_bits;
             if may_be_it && id_of(self.root(at)) == id {
-                bucket.store(head, Ordering::Release);
+                word.store(head, Ordering::Release);
                 return false;
             }
             at = self.after(at);
         }
-        self.links[root as usize].store(head, Ordering::Relaxed);
-        bucket.store(name | MORE, Ordering::Release);
+        self.link(name).store(head, Ordering::Relaxed);
+        word.store(name | MORE, Ordering::Release);
         true
     }
 
-    /// Takes `root` out.
-    pub fn remove(&self, id: [u64; 2], root: u32) {
-        let bucket = self.bucket(spread(id));
-        let head = Self::claim(bucket);
+    /// Takes `root` out of its bucket.
+    #[inline(always)]
+    pub fn remove(&self, bucket: Bucket, root: u32) {
+        let word = self.word(bucket);
+        let head = word.load(Ordering::Relaxed);
+        // Mostly it stands there alone. Release: as in `insert`.
+        let is_alone = head & (CLAIMED | MORE) == 0
+            && self.root(head) == root
+            && word.compare_exchange(head, NONE, Ordering::Release, Ordering::Relaxed).is_ok();
+        if !is_alone {
+            self.remove_among(word, root);
+        }
+    }
+
+    /// Takes `root` out of a bucket in which others may stand.
+    #[inline(never)]
+    fn remove_among(&self, word: &AtomicU32, root: u32) {
+        let head = Self::claim(word);
         if self.root(head) == root {
-            return bucket.store(self.after(head), Ordering::Release);
+            return word.store(self.after(head), Ordering::Release);
         }
         // The words that lead to the root: of the one before it, and where that stands, unless it is the head.
         let (mut head, mut before, mut stands_at) = (head, head, None);
@@ -159,27 +208,27 @@ impl Index {
             } else {
                 head &= !MORE;
             }
-            return bucket.store(head, Ordering::Release);
+            return word.store(head, Ordering::Release);
         }
     }
 
     /// Has what is worked on with this id fetched.
     #[inline(always)]
     pub fn prefetch(&self, id: [u64; 2]) {
-        prefetch(self.bucket(spread(id)));
+        prefetch(self.word(self.bucket_of(id)));
     }
 
     /// Entered roots.
     pub fn count(&self) -> usize {
         let mut count = 0;
-        for bucket in self.lines.iter().flat_map(|Line(buckets)| buckets) {
-            let head = Self::claim(bucket);
+        for word in self.lines.iter().flat_map(|Line(words)| words) {
+            let head = Self::claim(word);
             let mut at = head;
             while at != NONE {
                 count += 1;
                 at = self.after(at);
             }
-            bucket.store(head, Ordering::Release);
+            word.store(head, Ordering::Release);
         }
         count
     }
@@ -195,15 +244,15 @@ mod tests {
         // All ids fall on few buckets, so that chains are long.
         let id_of = |root: u32| [u64::from(root % 8), 0];
         for root in 0..8 {
-            assert!(index.insert(id_of(root), root, id_of));
+            assert!(index.insert(id_of(root), root, id_of).is_some());
         }
         for root in 8..16 {
-            assert!(!index.insert(id_of(root), root, id_of));
+            assert_eq!(index.insert(id_of(root), root, id_of), None);
         }
         assert_eq!(index.count(), 8);
         for root in [3, 0, 7, 1] {
-            index.remove(id_of(root), root);
-            assert!(index.insert(id_of(root), root + 8, id_of));
+            index.remove(index.bucket_of(id_of(root)), root);
+            assert!(index.insert(id_of(root), root + 8, id_of).is_some());
         }
         assert_eq!(index.count(), 8);
     }
@@ -220,11 +269,12 @@ mod tests {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let (root, id) = ((random >> 33) as usize % 64, (random >> 40) as usize % 40);
             if let Some(id) = entered[root].take() {
-                index.remove(ids[id], root as u32);
+                index.remove(index.bucket_of(ids[id]), root as u32);
             } else {
                 let is_new = entered.iter().all(|other| *other != Some(id));
                 let id_of = |root: u32| ids[entered[root as usize].expect("it is entered")];
-                assert_eq!(index.insert(ids[id], root as u32, id_of), is_new);
+                let bucket = index.insert(ids[id], root as u32, id_of);
+                assert_eq!(bucket, is_new.then(|| index.bucket_of(ids[id])));
                 entered[root] = is_new.then_some(id);
             }
             if random >> 57 == 0 {
@@ -258,10 +308,10 @@ mod tests {
                 let (index, entered) = (&index, &entered);
                 scope.spawn(move || {
                     for _ in 0..50_000 {
-                        if index.insert([7, 7], root, |_| [7, 7]) {
+                        if let Some(bucket) = index.insert([7, 7], root, |_| [7, 7]) {
                             assert_eq!(entered.fetch_add(1, Ordering::SeqCst), 0);
                             entered.fetch_sub(1, Ordering::SeqCst);
-                            index.remove([7, 7], root);
+                            index.remove(bucket, root);
                         }
                     }
                 });

@@ -40,7 +40,7 @@ use events::Events;
 use freelist::FreeList;
 use history::History;
 use hop::Hop;
-use index::Index;
+use index::{Bucket, Index};
 use root::Root;
 
 use crate::base::ids::{GroupId, Identity, Ticket, TraceId};
@@ -78,8 +78,8 @@ pub(crate) struct Admission {
 pub(crate) struct Admitted {
     /// Of its root.
     pub index: u32,
-    /// Whether the trace id is the caller's, and stands in the index.
-    pub has_callers_id: bool,
+    /// If the trace id is the caller's: its bucket of the index.
+    pub bucket: Option<Bucket>,
     pub ticket: Ticket,
     pub trace_id: TraceId,
     /// The request's own, from 1.
@@ -225,11 +225,13 @@ impl Correlation {
         }
         let index = self.free.pop().ok_or(Refused::Full)?;
         let root = &self.roots[index as usize];
+        let mut bucket = None;
         if has_callers_id {
             let words = identity.trace_id.to_words();
             root.trace_id[0].store(words[0], Ordering::Relaxed);
             root.trace_id[1].store(words[1], Ordering::Relaxed);
-            if !self.index.insert(words, index, |other| self.trace_words(other)) {
+            bucket = self.index.insert(words, index, |other| self.trace_words(other));
+            if bucket.is_none() {
                 self.free.push(index);
                 return Err(Refused::TraceInFlight);
             }
@@ -252,7 +254,7 @@ impl Correlation {
         root.open(generation);
         Ok(Admitted {
             index,
-            has_callers_id,
+            bucket,
             ticket: Ticket::new(hop, generation),
             trace_id: identity.trace_id,
             number,
@@ -274,7 +276,7 @@ impl Correlation {
         let place = root.place.load(Ordering::Relaxed);
         self.counters[usize::from(place as u16)].registered.take_back();
         if place & CALLERS_ID != 0 {
-            self.index.remove(self.trace_words(key.index), key.index);
+            self.index.remove(self.index.bucket_of(self.trace_words(key.index)), key.index);
         }
         root.finish();
         self.free(key.index);

@@ -39,8 +39,8 @@ impl Correlation {
         counters.completed_by_terminal.add_as_reader();
         self.history.complete(admitted.number);
         self.hops[admitted.ticket.slot() as usize].close_of_ending();
-        if admitted.has_callers_id {
-            self.index.remove(admitted.trace_id.to_words(), admitted.index);
+        if let Some(bucket) = admitted.bucket {
+            self.index.remove(bucket, admitted.index);
         }
         let (kind, trace_id) = (EventKind::Completed, admitted.trace_id);
         self.events.add(Event { kind, trace_id, at_ns: now_ns, status: None });
