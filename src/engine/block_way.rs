@@ -6,11 +6,12 @@ use std::sync::Arc;
 use super::correlation::Source;
 use super::dispatch::{Outbound, Payload};
 use super::link::Link;
-use super::pending::{CallError, Reply};
+use super::pending::CallError;
+use super::reply::Reply;
 use super::shared::Shared;
 use super::short_way::Sent;
 use crate::base::ids::Identity;
-use crate::lane::{BlockPlace, Outgoing};
+use crate::lane::Outgoing;
 use crate::shm::arena::Block;
 
 impl Shared {
@@ -68,13 +69,20 @@ impl Shared {
 
     /// Takes a large reply to a request out of the lane, if that is what stands there.
     #[inline(never)]
-    pub(super) fn read_own_block(&self, link: &Link, identity: &Identity, sent: &Sent) -> Option<BlockPlace> {
+    pub(super) fn read_own_block(
+        self: &Arc<Self>,
+        link: &Link,
+        identity: &Identity,
+        sent: &Sent,
+    ) -> Option<Reply> {
         let Sent { admitted, position, .. } = sent;
         let now_ns = self.noted_clock_ns();
         let ends = |trace_id, tags| {
             let carried = (trace_id, tags);
             self.correlation.end_own(admitted, identity, link.source, carried, now_ns)
         };
-        link.end.read_own_block(*position, admitted.ticket.0, ends)
+        let block = link.end.read_own_block(*position, admitted.ticket.0, ends)?;
+        let identity = Identity { trace_id: admitted.trace_id, ..*identity };
+        Some(Reply::in_arena(identity, self, link.source, block))
     }
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::correlation::{Audit, Counters, Event};
-use super::pending::{CallError, Reply};
+use super::pending::CallError;
+use super::reply::Reply;
 use super::request::RequestBuilder;
 use super::run::RunBuilder;
 use super::shared::Shared;

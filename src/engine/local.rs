@@ -14,7 +14,8 @@ use super::correlation::{Admission, Admitted, Branch, Correlation, Refused, Root
 use super::dispatch::{NotTaken, Outbound, Payload};
 use super::forward::Wakes;
 use super::local_port::LocalPort;
-use super::pending::{CallError, Reply, take};
+use super::pending::{CallError, take};
+use super::reply::Reply;
 use super::shared::{Lane, Shared};
 use crate::base::clock::has_passed;
 use crate::base::ids::{GroupId, Identity, NodeId, Ticket};
@@ -230,16 +231,18 @@ impl Local {
         // Without a fence: who ends it now may find no place of it yet to be cancelled, and it is run all the same.
         correlation.placed(admitted.ticket, position);
         let job = Job::new(outbound, &admitted, position, bytes.into());
-        let end = self.run(shared, &mut executor, &job).finish_own(&admitted);
+        let mut port = LocalPort::new(self.source, self.group, shared, &job);
+        self.run(&mut executor, &job, &mut port);
+        let end = port.finish_own(&admitted);
         self.count_end();
         drop(executor);
         let end = match end {
-            Ok(payload) => {
+            Ok(reply) => {
                 // Its exchange stands for the fence behind the states that have come free.
                 correlation.free_own(&admitted);
                 shared.room_came_free();
                 self.leave_to_runner(shared);
-                Ok(Reply::small(job.identity, payload))
+                Ok(reply)
             }
             Err(wakes) => {
                 Self::has_run(shared, wakes);
@@ -299,16 +302,17 @@ impl Local {
         if job.deadline_ns != 0 {
             shared.expire_if_due(job.root, clock::monotonic_ns());
         }
-        let wakes = self.run(shared, executor, &job).finish();
+        let mut port = LocalPort::new(self.source, self.group, shared, &job);
+        self.run(executor, &job, &mut port);
+        let wakes = port.finish();
         self.count_end();
         Some(wakes)
     }
 
     /// Runs a request, unless it is not wanted any more; its last frame is still held back.
     #[inline(always)]
-    fn run<'a>(&self, shared: &'a Shared, executor: &mut Executor, job: &'a Job<'_>) -> LocalPort<'a> {
-        let mut port = LocalPort::new(self.source, self.group, shared, job);
-        let given_up = GivenUp { local: self, correlation: &shared.correlation, job };
+    fn run(&self, executor: &mut Executor, job: &Job<'_>, port: &mut LocalPort<'_>) {
+        let given_up = GivenUp { local: self, correlation: port.correlation(), job };
         if !job.cancelled && !given_up.is_told() {
             // Release: what made the request is older; pairs with `started`.
             self.begun.store(job.position + 1, Ordering::Release);
@@ -318,9 +322,8 @@ impl Local {
                 deadline_ns: job.deadline_ns,
                 payload: &job.payload,
             };
-            executor.execute(&incoming, &given_up, &mut port);
+            executor.execute(&incoming, &given_up, port);
         }
-        port
     }
 
     /// A request has been run to its end. By who holds the executor.

@@ -4,63 +4,20 @@
 //! carries LAST, and a request is as long open, and takes as many entries, in either profile.
 
 use super::answer::Answer;
-use super::correlation::{Admitted, Outcome, Source, Verdict};
+use super::correlation::{Admitted, Correlation, Outcome, Source, Verdict};
 use super::forward::{Carried, Wakes};
 use super::local::Job;
+use super::reply::Reply;
 use super::shared::Shared;
-use super::small::Small;
 use crate::base::clock::has_passed;
 use crate::base::failure::ExecutionClass;
 use crate::base::ids::{GroupId, NodeId};
-use crate::base::limits::INLINE_REPLY_BYTES;
 use crate::base::sync::{AtomicU64, Ordering};
 use crate::lane::LastMark;
 use crate::node::EmitError;
 use crate::node::executor::{Port, Way};
 use crate::wire::envelope::{Envelope, flags, kind, status};
 use crate::wire::error;
-
-/// The bytes of a frame that is held back.
-enum Payload {
-    Small(Small),
-    Large(Vec<u8>),
-}
-
-impl Payload {
-    /// So many bytes, which `fill` writes; what it leaves alone is nought.
-    fn new(len: usize, fill: impl FnOnce(&mut [u8])) -> Self {
-        if len > INLINE_REPLY_BYTES {
-            let mut bytes = vec![0; len];
-            fill(&mut bytes);
-            return Self::Large(bytes);
-        }
-        Self::Small(Small::new(len, |room| {
-            room.fill(0);
-            fill(room);
-        }))
-    }
-
-    fn copy_of(bytes: &[u8]) -> Self {
-        match bytes.len() {
-            len if len > INLINE_REPLY_BYTES => Self::Large(bytes.to_vec()),
-            len => Self::Small(Small::new(len, |room| room.copy_from_slice(bytes))),
-        }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Small(small) => small.bytes(),
-            Self::Large(bytes) => bytes,
-        }
-    }
-
-    fn into_box(self) -> Box<[u8]> {
-        match self {
-            Self::Small(small) => small.bytes().into(),
-            Self::Large(bytes) => bytes.into(),
-        }
-    }
-}
 
 /// What a frame says beside what it carries back. Its envelope is put together when it is handed over: moved before,
 /// it would cost more than all else here.
@@ -77,8 +34,8 @@ pub(super) struct LocalPort<'a> {
     group: GroupId,
     shared: &'a Shared,
     job: &'a Job<'a>,
-    /// The latest frame and its payload.
-    staged: Option<(Said, Payload)>,
+    /// The latest frame, and its payload as the reply that it may be.
+    staged: Option<(Said, Reply)>,
     /// There was a frame before it.
     has_committed: bool,
     wakes: Wakes,
@@ -89,29 +46,36 @@ impl<'a> LocalPort<'a> {
         Self { source, group, shared, job, staged: None, has_committed: false, wakes: Wakes::new() }
     }
 
-    /// Ends the request. Returns who must be told.
-    #[inline(never)]
-    pub fn finish(mut self) -> Wakes {
-        if self.staged.is_none() {
-            self.stage(Said::Done, Payload::copy_of(&[]));
-        }
-        self.commit(LastMark::Ended);
-        self.wakes
+    pub fn correlation(&self) -> &'a Correlation {
+        &self.shared.correlation
     }
 
-    /// Ends the request for its owner, who is here; with one small reply, which is the usual case, at once. If not,
-    /// returns who must be told.
+    /// Ends the request. Returns who must be told.
+    #[inline(never)]
+    pub fn finish(&mut self) -> Wakes {
+        if self.staged.is_none() {
+            self.stage(Said::Done, self.copy_of(&[]));
+        }
+        self.commit(LastMark::Ended);
+        std::mem::take(&mut self.wakes)
+    }
+
+    /// Ends the request for its owner, who is here; with one reply, which is the usual case, at once. If not, returns
+    /// who must be told.
     #[inline(always)]
-    pub fn finish_own(mut self, admitted: &Admitted) -> Result<Small, Wakes> {
-        let is_usual =
-            !self.has_committed && matches!(self.staged, Some((Said::Terminal, Payload::Small(_))));
+    pub fn finish_own(&mut self, admitted: &Admitted) -> Result<Reply, Wakes> {
+        let is_usual = !self.has_committed && matches!(self.staged, Some((Said::Terminal, _)));
         if is_usual
             && self.shared.correlation.end_own_run(admitted, self.source, self.now_ns())
-            && let Some((_, Payload::Small(small))) = self.staged.take()
+            && let Some((_, reply)) = self.staged.take()
         {
-            return Ok(small);
+            return Ok(reply);
         }
         Err(self.finish())
+    }
+
+    fn copy_of(&self, bytes: &[u8]) -> Reply {
+        Reply::filled(self.job.identity, bytes.len(), |room| room.copy_from_slice(bytes))
     }
 
     fn envelope(&self, said: &Said) -> Envelope {
@@ -141,7 +105,7 @@ impl<'a> LocalPort<'a> {
     }
 
     #[inline(always)]
-    fn stage(&mut self, said: Said, payload: Payload) {
+    fn stage(&mut self, said: Said, payload: Reply) {
         if self.staged.is_some() {
             self.commit(LastMark::No);
         }
@@ -156,7 +120,8 @@ impl<'a> LocalPort<'a> {
         let envelope = self.envelope(&said);
         let now_ns = self.now_ns();
         if envelope.kind == kind::OUTPUT {
-            let payload = Carried::Heap(payload.bytes());
+            let payload = payload.bytes();
+            let payload = Carried::Heap(&payload);
             let (source, group) = (self.source, self.group);
             let passed = self.shared.pass(source, group, &envelope, last, payload, now_ns, &mut self.wakes);
             passed.expect("the engine's own frames keep the rules");
@@ -169,9 +134,9 @@ impl<'a> LocalPort<'a> {
     }
 
     /// A terminal, or the end of the branch.
-    fn end(&mut self, envelope: &Envelope, payload: Payload, last: LastMark, now_ns: u64) {
+    fn end(&mut self, envelope: &Envelope, payload: Reply, last: LastMark, now_ns: u64) {
         let (shared, index) = (self.shared, self.job.root.index);
-        let len = payload.bytes().len();
+        let len = payload.len();
         let outcome = match envelope.status {
             status::ERROR => Outcome::Error { len: len as u32 },
             _ if len > self.cell_bytes() => Outcome::Heap,
@@ -180,14 +145,14 @@ impl<'a> LocalPort<'a> {
         let mut payload = Some(payload);
         let fill = |cell: &[AtomicU64]| match outcome {
             Outcome::Heap => {
-                shared.keep_payload(index, payload.take().map(Payload::into_box).unwrap_or_default())
+                shared.keep_payload(index, payload.take().map(Reply::into_vec).unwrap_or_default().into());
             }
-            _ => fill_cell(cell, payload.as_ref().map_or(&[], Payload::bytes)),
+            _ => fill_cell(cell, &payload.as_ref().map(Reply::bytes).unwrap_or_default()),
         };
         let verdict = shared.correlation.frame(self.source, envelope, last, |_| outcome, now_ns, fill);
         let mut verdict = verdict.expect("the engine's own frames keep the rules");
         if let (Verdict::Candidate(key), Some(payload)) = (verdict, payload) {
-            let (source, group, bytes) = (self.source, self.group, payload.into_box());
+            let (source, group, bytes) = (self.source, self.group, payload.into_vec().into());
             verdict =
                 shared.keep_answer(key, Answer { source, group, envelope: *envelope, bytes }, last, now_ns);
         }
@@ -234,7 +199,7 @@ impl Port for LocalPort<'_> {
 
     fn reply(&mut self, _source: NodeId, payload: &[u8]) -> Result<(), EmitError> {
         self.check(payload.len())?;
-        self.stage(Said::Terminal, Payload::copy_of(payload));
+        self.stage(Said::Terminal, self.copy_of(payload));
         Ok(())
     }
 
@@ -245,13 +210,17 @@ impl Port for LocalPort<'_> {
         fill: &mut dyn FnMut(&mut [u8]),
     ) -> Result<(), EmitError> {
         self.check(len)?;
-        self.stage(Said::Terminal, Payload::new(len, fill));
+        let reply = Reply::filled(self.job.identity, len, |room| {
+            room.fill(0);
+            fill(room);
+        });
+        self.stage(Said::Terminal, reply);
         Ok(())
     }
 
     fn pass_on(&mut self, way: Way, payload: &[u8]) -> Result<(), EmitError> {
         self.check(payload.len())?;
-        self.stage(Said::Output(way), Payload::copy_of(payload));
+        self.stage(Said::Output(way), self.copy_of(payload));
         Ok(())
     }
 
@@ -261,7 +230,7 @@ impl Port for LocalPort<'_> {
         if class == ExecutionClass::Misrouted {
             self.shared.correlation.misrouted(self.source.lane);
         }
-        self.stage(Said::Error, Payload::copy_of(&payload[..len]));
+        self.stage(Said::Error, self.copy_of(&payload[..len]));
     }
 
     fn progress(&mut self) {}

@@ -1,6 +1,5 @@
-//! What comes back: the request in flight, and its reply.
+//! A request in flight, and how it ends.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,19 +8,15 @@ use std::task::{Context, Poll, Waker};
 use thiserror::Error;
 
 use super::bell::EventBell;
-use super::correlation::{Admitted, Outcome, Phase, RootKey, Source};
+use super::correlation::{Admitted, Outcome, Phase, RootKey};
+use super::reply::Reply;
 use super::request::DispatchError;
 use super::shared::Shared;
-use super::short_way::{Habit, OwnPayload, Sent};
-use super::small::{Small, copy_words};
+use super::short_way::{Habit, Sent};
 use super::wait::Budget;
 use crate::base::failure::{Cause, ExecutionClass, Failure, NodeError};
-use crate::base::ids::{Identity, TraceId};
-use crate::base::limits::INLINE_REPLY_BYTES;
-use crate::base::sync::AtomicU64;
-use crate::lane::BlockPlace;
+use crate::base::ids::TraceId;
 use crate::os::clock;
-use crate::shm::block::InPlace;
 use crate::wire::error;
 
 /// How a request ended other than with a reply, or why it was not taken.
@@ -133,8 +128,7 @@ impl Pending {
         if link.source != sent.source {
             return Err(Budget::Whole);
         }
-        let payload = shared.own_reply(link, &identity, sent, Habit::None)?;
-        let reply = Reply::of_own(identity, shared, sent.source, payload);
+        let reply = shared.own_reply(link, &identity, sent, Habit::None)?;
         self.taken = true;
         self.shared.end_unattended(false);
         Ok(reply)
@@ -270,15 +264,11 @@ pub(super) fn take(shared: &Arc<Shared>, key: RootKey) -> Result<Reply, CallErro
         CallError::Failed(shared.told(Failure::new(shared.group_name(group), cause, started, node_error)))
     };
     let result = match outcome {
-        Outcome::Inline { len } => {
-            Ok(Reply { identity, body: Body::of_cell(correlation.cell(key.index), len) })
-        }
+        Outcome::Inline { len } => Ok(Reply::of_cell(identity, correlation.cell(key.index), len)),
         Outcome::Block { source, block } => Ok(Reply::in_arena(identity, shared, source, block)),
-        Outcome::Heap => {
-            Ok(Reply { identity, body: Body::Heap(shared.take_payload(key.index).unwrap_or_default()) })
-        }
+        Outcome::Heap => Ok(Reply::in_memory(identity, shared.take_payload(key.index).unwrap_or_default())),
         Outcome::Error { len } => {
-            let payload = Body::of_cell(correlation.cell(key.index), len);
+            let payload = Reply::of_cell(identity, correlation.cell(key.index), len);
             let payload = payload.bytes();
             let (class, code, text) = error::decode(&payload).expect("checked when it was read");
             let node_error = (class == ExecutionClass::NodeError).then(|| NodeError::new(code, text));
@@ -289,179 +279,4 @@ pub(super) fn take(shared: &Arc<Shared>, key: RootKey) -> Result<Reply, CallErro
     };
     shared.free(key.index);
     result
-}
-
-/// A reply: the request's identity and the payload of its terminal.
-///
-/// A small payload has been copied out. A large one stays in shared memory until the reply is dropped, also
-/// after the engine has been stopped; meanwhile its worker lacks that room. While more than half the reply
-/// arena is held in that way, further large ones are copied out too.
-pub struct Reply {
-    identity: Identity,
-    body: Body,
-}
-
-enum Body {
-    Small(Small),
-    Heap(Box<[u8]>),
-    View(View),
-}
-
-/// A held block that goes back when dropped.
-struct View {
-    shared: Arc<Shared>,
-    source: Source,
-    block: BlockPlace,
-}
-
-impl View {
-    fn len(&self) -> usize {
-        self.block.len as usize
-    }
-
-    fn in_place(&self) -> InPlace<'_> {
-        self.shared.link_of(self.source).end.in_place(self.block)
-    }
-}
-
-impl Drop for View {
-    fn drop(&mut self) {
-        self.shared.link_of(self.source).end.release(self.block);
-    }
-}
-
-impl Body {
-    #[inline]
-    fn of_cell(cell: &[AtomicU64], len: u32) -> Self {
-        let len = len as usize;
-        if len > INLINE_REPLY_BYTES {
-            let mut bytes = vec![0; len].into_boxed_slice();
-            copy_words(cell, &mut bytes);
-            return Self::Heap(bytes);
-        }
-        Self::Small(Small::of_cell(cell, len))
-    }
-
-    fn bytes(&self) -> Cow<'_, [u8]> {
-        match self {
-            Self::Small(small) => Cow::Borrowed(small.bytes()),
-            Self::Heap(bytes) => Cow::Borrowed(bytes),
-            Self::View(view) => {
-                let mut bytes = vec![0; view.len()];
-                view.in_place().copy_to(0, &mut bytes);
-                Cow::Owned(bytes)
-            }
-        }
-    }
-}
-
-impl Reply {
-    #[inline(always)]
-    pub(super) fn small(identity: Identity, payload: Small) -> Self {
-        Self { identity, body: Body::Small(payload) }
-    }
-
-    /// What its owner has read itself.
-    #[inline(always)]
-    pub(super) fn of_own(
-        identity: Identity,
-        shared: &Arc<Shared>,
-        source: Source,
-        payload: OwnPayload,
-    ) -> Self {
-        match payload {
-            OwnPayload::Small(payload) => Self::small(identity, payload),
-            OwnPayload::Block(block) => Self::in_arena(identity, shared, source, block),
-        }
-    }
-
-    /// A large one, whose block is held.
-    #[inline(always)]
-    pub(super) fn in_arena(
-        identity: Identity,
-        shared: &Arc<Shared>,
-        source: Source,
-        block: BlockPlace,
-    ) -> Self {
-        let view = View { shared: Arc::clone(shared), source, block };
-        Self { identity, body: Body::View(view) }
-    }
-
-    /// Payload bytes.
-    pub fn len(&self) -> usize {
-        match &self.body {
-            Body::Small(small) => small.bytes().len(),
-            Body::Heap(bytes) => bytes.len(),
-            Body::View(view) => view.len(),
-        }
-    }
-
-    /// Whether the payload is empty.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The request's identity, unchanged.
-    pub fn identity(&self) -> Identity {
-        self.identity
-    }
-
-    /// The request's id.
-    pub fn trace_id(&self) -> TraceId {
-        self.identity.trace_id
-    }
-
-    /// The payload; copied if it lies in shared memory.
-    pub fn bytes(&self) -> Cow<'_, [u8]> {
-        self.body.bytes()
-    }
-
-    /// The payload as a vector.
-    pub fn into_vec(self) -> Vec<u8> {
-        match self.body {
-            Body::Heap(bytes) => bytes.into(),
-            body => body.bytes().into_owned(),
-        }
-    }
-
-    /// Copies `out.len()` payload bytes from `offset` on, without an allocation.
-    ///
-    /// # Panics
-    ///
-    /// If the range is not inside the payload.
-    pub fn copy_to(&self, offset: usize, out: &mut [u8]) {
-        match &self.body {
-            Body::Small(small) => out.copy_from_slice(&small.bytes()[offset..][..out.len()]),
-            Body::Heap(bytes) => out.copy_from_slice(&bytes[offset..][..out.len()]),
-            Body::View(view) => view.in_place().copy_to(offset, out),
-        }
-    }
-
-    /// The payload where it lies, if it is a large one in shared memory.
-    pub fn in_place(&self) -> Option<InPlace<'_>> {
-        match &self.body {
-            Body::View(view) => Some(view.in_place()),
-            _ => None,
-        }
-    }
-
-    /// The byte at `offset`, read in place; `None` beyond the end.
-    pub fn read_at(&self, offset: usize) -> Option<u8> {
-        (offset < self.len()).then(|| {
-            let mut byte = [0];
-            self.copy_to(offset, &mut byte);
-            byte[0]
-        })
-    }
-
-    /// The payload as a value of `T`, copied; `None` if it is none.
-    pub fn to_value<T: zerocopy::TryFromBytes>(&self) -> Option<T> {
-        T::try_read_from_bytes(&self.bytes()).ok()
-    }
-}
-
-impl fmt::Debug for Reply {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reply").field("identity", &self.identity).field("len", &self.len()).finish()
-    }
 }

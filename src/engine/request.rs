@@ -7,7 +7,8 @@ use thiserror::Error;
 
 use super::dispatch::{Buffer, NotTaken, Outbound, Payload};
 use super::handle::Engine;
-use super::pending::{CallError, Pending, Reply};
+use super::pending::{CallError, Pending};
+use super::reply::Reply;
 use crate::base::clock::Deadline;
 use crate::base::failure::Failure;
 use crate::base::ids::{Identity, NodeId, TraceId};

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use super::correlation::{Admitted, Phase, Source};
 use super::dispatch::{Outbound, Payload};
 use super::link::Link;
-use super::pending::{CallError, Reply, take};
+use super::pending::{CallError, take};
+use super::reply::Reply;
 use super::request::settled;
 use super::shared::Shared;
-use super::small::Small;
 use super::wait::Budget;
 use crate::base::ids::Identity;
 use crate::base::limits::INLINE_REPLY_BYTES;
-use crate::lane::{BlockPlace, Outgoing};
+use crate::lane::Outgoing;
 use crate::shm::spin::Next;
 
 /// A request that has been sent to a worker, and where.
@@ -34,14 +34,6 @@ impl Sent {
     pub fn somewhere(admitted: Admitted) -> Self {
         Self { admitted, source: Source { lane: 0, incarnation: 0 }, position: 0, moves: 0, is_large: false }
     }
-}
-
-/// The payload of one's own reply. Little enough to be passed on in registers: a whole reply, moved from function to
-/// function, would wait each time for what the one before has just stored in other pieces.
-pub(super) enum OwnPayload {
-    Small(Small),
-    /// In the arena of the worker that the request was sent to, and held.
-    Block(BlockPlace),
 }
 
 /// What a wait for one's own reply goes by.
@@ -86,10 +78,7 @@ impl Shared {
         sent: &Sent,
     ) -> Result<Reply, CallError> {
         match self.own_reply(link, &outbound.identity, sent, Habit::Learned) {
-            Ok(payload) => {
-                let identity = Identity { trace_id: sent.admitted.trace_id, ..outbound.identity };
-                Ok(Reply::of_own(identity, self, sent.source, payload))
-            }
+            Ok(reply) => Ok(reply),
             Err(budget) => {
                 self.wait_on(sent.admitted.root(), budget);
                 take(self, sent.admitted.root())
@@ -130,12 +119,12 @@ impl Shared {
     /// else has come, or nothing; with what is left for looking.
     #[inline(always)]
     pub(super) fn own_reply(
-        &self,
+        self: &Arc<Self>,
         link: &Link,
         identity: &Identity,
         sent: &Sent,
         habit: Habit,
-    ) -> Result<OwnPayload, Budget> {
+    ) -> Result<Reply, Budget> {
         let admitted = &sent.admitted;
         link.begin_looking();
         let mut spinner = match habit {
@@ -181,21 +170,27 @@ impl Shared {
     }
 
     #[inline(always)]
-    fn read_own_of_either_size(&self, link: &Link, identity: &Identity, sent: &Sent) -> Option<OwnPayload> {
-        let large = || self.read_own_block(link, identity, sent).map(OwnPayload::Block);
-        let small = || self.read_own(link, identity, sent).map(OwnPayload::Small);
+    fn read_own_of_either_size(
+        self: &Arc<Self>,
+        link: &Link,
+        identity: &Identity,
+        sent: &Sent,
+    ) -> Option<Reply> {
+        let large = || self.read_own_block(link, identity, sent);
+        let small = || self.read_own(link, identity, sent);
         if sent.is_large { large().or_else(small) } else { small().or_else(large) }
     }
 
     #[inline(always)]
-    fn read_own(&self, link: &Link, identity: &Identity, sent: &Sent) -> Option<Small> {
+    fn read_own(&self, link: &Link, identity: &Identity, sent: &Sent) -> Option<Reply> {
         let Sent { admitted, position, .. } = sent;
         let now_ns = self.noted_clock_ns();
         link.end.read_own(*position, admitted.ticket.0, |reply| {
             let carried = (reply.trace_id, reply.tags);
             let is_ended = reply.len <= INLINE_REPLY_BYTES
                 && self.correlation.end_own(admitted, identity, link.source, carried, now_ns);
-            is_ended.then(|| Small::new(reply.len, |bytes| reply.copy_to(bytes)))
+            let identity = Identity { trace_id: admitted.trace_id, ..*identity };
+            is_ended.then(|| Reply::small(identity, reply.len, |bytes| reply.copy_to(bytes)))
         })
     }
 }

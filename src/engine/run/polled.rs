@@ -2,7 +2,8 @@
 
 use std::task::{Context, Poll};
 
-use super::super::pending::{CallError, Reply};
+use super::super::pending::CallError;
+use super::super::reply::Reply;
 use super::super::room::RoomPlace;
 use super::super::shared::Lane;
 use super::{Flight, Run};
