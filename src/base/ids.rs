@@ -13,6 +13,25 @@ impl NodeId {
     }
 }
 
+/// A node among what is read right after it was written. As wide as it is read: two bytes at an aligned place are
+/// loaded as four on x86, and that waits until the store of two has left the processor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct WideNodeId(u32);
+
+impl From<NodeId> for WideNodeId {
+    #[inline(always)]
+    fn from(NodeId(number): NodeId) -> Self {
+        Self(number.into())
+    }
+}
+
+impl WideNodeId {
+    #[inline(always)]
+    pub fn node(self) -> NodeId {
+        NodeId(self.0 as u16)
+    }
+}
+
 /// A group of the plan.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct GroupId(pub u16);

@@ -11,7 +11,7 @@ use super::link::{self, Link, Sleeper};
 use super::shared::{Lane, Shared};
 use crate::base::clock::has_passed;
 use crate::base::failure::{Cause, Failure};
-use crate::base::ids::{GroupId, Identity, NodeId};
+use crate::base::ids::{GroupId, Identity, WideNodeId};
 use crate::lane::Outgoing;
 use crate::os::clock;
 use crate::os::futex::Word;
@@ -25,7 +25,7 @@ const LOCAL_LOOK: Duration = Duration::from_micros(50);
 /// A request as it is handed in.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Outbound {
-    pub target: NodeId,
+    pub target: WideNodeId,
     pub identity: Identity,
     /// Resolved: monotonic ns, 0 = none.
     pub deadline_ns: u64,
@@ -130,7 +130,7 @@ impl Shared {
         }
         // Against the clock as it was read for this deadline.
         self.give_up_if_due(outbound, self.noted_clock_ns())?;
-        let group = self.group_of(outbound.target);
+        let group = self.group_of(outbound.target.node());
         if outbound.key.is_none() && self.placement.groups[usize::from(group.0)].keyed {
             return Err(NotTaken::KeyMissing);
         }
@@ -246,8 +246,13 @@ impl Shared {
         outgoing: Outgoing<'_>,
     ) {
         let identity = Identity { trace_id: admitted.trace_id, ..outbound.identity };
-        let envelope =
-            Envelope::execute(&identity, admitted.ticket, outbound.deadline_ns, ENGINE, outbound.target);
+        let envelope = Envelope::execute(
+            &identity,
+            admitted.ticket,
+            outbound.deadline_ns,
+            ENGINE,
+            outbound.target.node(),
+        );
         link.end.send(position, envelope, outgoing);
         // The full fence inside `send` stands between what has been stored (root, position, frame) and the two
         // looks below. Against each of them somebody else stores, fences and looks the other way round: who
@@ -304,7 +309,7 @@ impl Shared {
         outbound: &Outbound,
         mut try_again: impl FnMut() -> bool,
     ) -> Result<(), NotTaken<'static>> {
-        let group = self.group_of(outbound.target);
+        let group = self.group_of(outbound.target.node());
         let lane = self.lane_of(outbound);
         let latest = || self.lanes[lane].link().or_else(|| self.links().next());
         let Some(mut link) = latest() else {
@@ -419,7 +424,7 @@ impl Shared {
 
     /// The lane that a request is to take, as things are now.
     fn lane_of(&self, outbound: &Outbound) -> usize {
-        self.lane_in(self.group_of(outbound.target), outbound)
+        self.lane_in(self.group_of(outbound.target.node()), outbound)
     }
 
     /// The same for a request whose group is known.
@@ -436,7 +441,7 @@ impl Shared {
         if !has_passed(outbound.deadline_ns, now_ns) {
             return Ok(());
         }
-        let group = self.group_name(self.group_of(outbound.target));
+        let group = self.group_name(self.group_of(outbound.target.node()));
         Err(NotTaken::Failed(self.told(Failure::new(group, Cause::Deadline, false, None))))
     }
 

@@ -46,7 +46,7 @@ impl<'a> Job<'a> {
             cancelled: false,
             root: admitted.root(),
             ticket: admitted.ticket,
-            target: outbound.target.0,
+            target: outbound.target.node().0,
             identity: Identity { trace_id: admitted.trace_id, ..outbound.identity },
             deadline_ns: outbound.deadline_ns,
             payload,

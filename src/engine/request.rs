@@ -124,7 +124,13 @@ impl<'e> RequestBuilder<'e> {
     #[inline]
     fn outbound(&self) -> Outbound {
         let deadline_ns = self.engine.shared().resolve(self.deadline);
-        Outbound { target: self.target, identity: self.identity, deadline_ns, key: self.key, lane: None }
+        Outbound {
+            target: self.target.into(),
+            identity: self.identity,
+            deadline_ns,
+            key: self.key,
+            lane: None,
+        }
     }
 
     /// Sends the request; waits for room until the deadline.

@@ -270,7 +270,7 @@ where
             None => shared.resolve(self.manner.deadline),
         };
         let outbound = Outbound {
-            target: self.target,
+            target: self.target.into(),
             identity: self.manner.identity,
             deadline_ns,
             key: self.manner.key.as_ref().map(|key| key(number, input)),
@@ -421,7 +421,7 @@ impl Shared {
         self.correlation.published(admitted.root(), outbound.deadline_ns);
         // A root that has ended by now is taken like any other.
         if let Some(branch) = self.correlation.take_up(admitted.root(), admitted.ticket) {
-            let onward = Onward { source: ENGINE, target: outbound.target, key: outbound.key };
+            let onward = Onward { source: ENGINE, target: outbound.target.node(), key: outbound.key };
             let mut wakes = Wakes::new();
             order.input(self, number, branch, onward, input, &mut wakes);
             self.wake(wakes);

@@ -162,7 +162,8 @@ impl Executor {
         };
         port.progress();
         let placement = &self.placement;
-        let mut output = Output { placement, node, id, pending: &mut self.pending, port, refused: None };
+        let mut output =
+            Output { placement, node, id: id.into(), pending: &mut self.pending, port, refused: None };
         // A node's state after a panic is the node's own affair: it is called again, as documented.
         let result = contain(|| state.handle(&request, &mut output));
         // Looked at in place: copying the results of the common case costs more than all else here.

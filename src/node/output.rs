@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use crate::base::failure::{ExecutionClass, NodeError};
-use crate::base::ids::NodeId;
+use crate::base::ids::{NodeId, WideNodeId};
 use crate::node::executor::{Pending, Port, Way};
 use crate::plan::placement::{PlacedNode, Placement};
 
@@ -50,7 +50,7 @@ impl From<EmitError> for NodeError {
 pub struct Output<'a> {
     pub(super) placement: &'a Placement,
     pub(super) node: &'a PlacedNode,
-    pub(super) id: NodeId,
+    pub(super) id: WideNodeId,
     pub(super) pending: &'a mut Pending,
     pub(super) port: &'a mut dyn Port,
     pub(super) refused: Option<EmitError>,
@@ -90,14 +90,14 @@ impl<'o> Output<'o> {
 
     /// Ends the request with `payload`. A second reply to one request is dropped and counted.
     pub fn reply(&mut self, payload: &[u8]) -> Result<(), EmitError> {
-        let sent = self.port.reply(self.id, payload);
+        let sent = self.port.reply(self.id.node(), payload);
         self.noting(sent)
     }
 
     /// Ends the request with `len` bytes that `fill` writes in place. What `fill` leaves alone is unspecified.
     pub fn reply_with(&mut self, len: usize, fill: impl FnOnce(&mut [u8])) -> Result<(), EmitError> {
         let mut fill = Some(fill);
-        let sent = self.port.reply_with(self.id, len, &mut |room| {
+        let sent = self.port.reply_with(self.id.node(), len, &mut |room| {
             if let Some(fill) = fill.take() {
                 fill(room);
             }
@@ -114,7 +114,7 @@ impl<'o> Output<'o> {
     }
 
     fn pass_on(&mut self, to: NodeId, key: Option<u64>, payload: &[u8]) -> Result<(), EmitError> {
-        let is_hop = self.placement.leaves_group(self.id, to);
+        let is_hop = self.placement.leaves_group(self.id.node(), to);
         let limit = if is_hop { self.port.max_onward() } else { self.port.max_payload() };
         if payload.len() > limit {
             return self.refuse(EmitError::TooLarge { size: payload.len(), limit });
@@ -128,7 +128,7 @@ impl<'o> Output<'o> {
         if key.is_none() && group.is_some_and(|group| group.keyed) {
             return self.refuse(EmitError::KeyMissing);
         }
-        let sent = self.port.pass_on(Way { source: self.id, target: to, key }, payload);
+        let sent = self.port.pass_on(Way { source: self.id.node(), target: to, key }, payload);
         self.noting(sent)
     }
 

@@ -124,7 +124,7 @@ impl Nodes {
 
     /// Runs a request for the first node to its end; how many bytes were replied, if any.
     pub fn run(&mut self, payload: &[u8]) -> Option<usize> {
-        let incoming = Incoming { target: 0, identity: Identity::default(), deadline_ns: 0, payload };
+        let incoming = Incoming { target: 0, identity: &Identity::default(), deadline_ns: 0, payload };
         let mut replied = Replied(None);
         self.0.execute(&incoming, &Wanted, &mut replied);
         replied.0
