@@ -40,7 +40,9 @@ pub struct Event {
     pub status: Option<Category>,
 }
 
+/// A line of its own: what is written is in one.
 #[derive(Default)]
+#[repr(align(64))]
 struct Place {
     /// Number + 1 of the event that stands here; 0 while it is written.
     number: AtomicU64,
@@ -73,17 +75,24 @@ impl Events {
     }
 
     pub fn add(&self, event: Event) {
+        let Event { kind, trace_id, at_ns, status } = event;
+        self.note(kind, trace_id.to_words(), at_ns, status);
+    }
+
+    /// The same, by the words of the id: an id that is put together first is loaded in other pieces than it was stored
+    /// in.
+    #[inline(always)]
+    pub fn note(&self, kind: EventKind, id: [u64; 2], at_ns: u64, status: Option<Category>) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let place = &self.places[number as usize % EVENTS];
         place.number.store(0, Ordering::Relaxed);
         // Release: a reader that sees a new field sees the 0 as well; pairs with the Acquire fence in `list`.
         fence(Ordering::Release);
-        let words = event.trace_id.to_words();
-        place.id[0].store(words[0], Ordering::Relaxed);
-        place.id[1].store(words[1], Ordering::Relaxed);
-        place.at_ns.store(event.at_ns, Ordering::Relaxed);
-        let status = event.status.map_or(0, |status| status as u64 + 1);
-        place.what.store(event.kind as u64 | status << 8, Ordering::Relaxed);
+        place.id[0].store(id[0], Ordering::Relaxed);
+        place.id[1].store(id[1], Ordering::Relaxed);
+        place.at_ns.store(at_ns, Ordering::Relaxed);
+        let status = status.map_or(0, |status| status as u64 + 1);
+        place.what.store(kind as u64 | status << 8, Ordering::Relaxed);
         // Release: pairs with the Acquire in `list`; the fields are complete.
         place.number.store(number + 1, Ordering::Release);
     }

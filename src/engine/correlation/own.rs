@@ -1,7 +1,7 @@
 //! The usual end of a call: its owner waits, reads the success itself, and takes it at once. So no outcome is kept for
 //! anybody, and the place is free again in the same step.
 
-use super::events::{Event, EventKind};
+use super::events::EventKind;
 use super::hop::{HopState, Source};
 use super::{Admitted, Correlation, tags};
 use crate::base::ids::Identity;
@@ -42,8 +42,7 @@ impl Correlation {
         if let Some(bucket) = admitted.bucket {
             self.index.remove(bucket, admitted.index);
         }
-        let (kind, trace_id) = (EventKind::Completed, admitted.trace_id);
-        self.events.add(Event { kind, trace_id, at_ns: now_ns, status: None });
+        self.events.note(EventKind::Completed, admitted.trace_id.to_words(), now_ns, None);
         true
     }
 
