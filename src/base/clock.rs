@@ -26,13 +26,15 @@ impl Deadline {
     pub(crate) fn resolve(self, now_ns: impl FnOnce() -> u64) -> u64 {
         match self {
             Self::Never => 0,
-            Self::After(duration) => {
-                let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-                now_ns().saturating_add(ns).max(1)
-            }
+            Self::After(duration) => now_ns().saturating_add(ns(duration)).max(1),
             Self::AtNs(at_ns) => at_ns.max(1),
         }
     }
+}
+
+/// A duration in ns; too long a one is the longest.
+pub(crate) fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Whether a resolved deadline (0 = none) has passed.

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use super::builder::EngineBuilder;
 use super::correlation::{Correlation, Sizes, Source};
@@ -17,6 +16,7 @@ use super::shared::{Lane, Route, Shared, Workers};
 use super::stop::{Life, Parts};
 use super::summary::Summary;
 use super::thread::EngineThread;
+use crate::base::clock::ns;
 use crate::base::ids::GroupId;
 use crate::base::limits::INLINE_REPLY_BYTES;
 use crate::base::refusal::StartStep;
@@ -300,7 +300,6 @@ impl Start<'_> {
             };
             threads.push(Helper::start("handbell-runner", run).map_err(&refused)?);
         }
-        let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let patience = Patience {
             heartbeat_timeout_ns: ns(self.builder.settings.heartbeat_timeout),
             hung_after_ns: ns(self.builder.settings.hung_after),

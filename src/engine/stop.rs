@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::drain::{Course, Patience, Step};
 use super::shared::{Shared, in_flight};
 use super::summary::Summary;
+use crate::base::clock::ns;
 use crate::base::failure::Cause;
 use crate::os::child::Exit;
 use crate::os::clock;
@@ -126,8 +127,7 @@ impl End {
 
     /// Does what the course of a stop says. Each flag is raised at one place here, and says to others how far it is.
     fn run(self, drain: Duration) -> StopReport {
-        let nanoseconds = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let patience = Patience { drain_ns: nanoseconds(drain), term_ns: nanoseconds(self.term_timeout) };
+        let patience = Patience { drain_ns: ns(drain), term_ns: ns(self.term_timeout) };
         let shared = &self.shared;
         let mut course = Course::new(patience);
         let mut cut_off = 0;

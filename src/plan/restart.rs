@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::base::clock::ns;
+
 /// Whether a group's worker that died gets a successor, how often, and how soon.
 ///
 /// ```
@@ -74,7 +76,6 @@ impl Lives {
 
     /// When the successor of a worker that has died now is to be started; `None` if there is to be none.
     pub fn after_death(&mut self, now_ns: u64) -> Option<u64> {
-        let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let period_ns = ns(self.policy.period);
         self.restarts_ns.retain(|restart_ns| now_ns.saturating_sub(*restart_ns) < period_ns);
         if self.restarts_ns.len() >= self.policy.restarts {

@@ -7,7 +7,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
 
 use super::error::StartError;
 use super::event::WorkerEvent;
@@ -17,6 +16,7 @@ use super::spec::{Prepared, WorkerSpec, datagram};
 use super::start_time::{LOOK_MS, StartTime};
 use super::worker::Worker;
 use crate::auth::Credentials;
+use crate::base::clock::ns;
 use crate::base::failure::{Cause, KilledFor};
 use crate::base::ids::NodeId;
 use crate::base::limits::{BUNDLE_BYTES, HANDSHAKE_NS};
@@ -67,10 +67,6 @@ pub(crate) fn start(specs: &[WorkerSpec<'_>]) -> Result<(Vec<Started>, Capture),
     all_ready(&mut births.0, &time)?;
     let started = std::mem::take(&mut births.0).into_iter().map(Unborn::born).collect();
     Ok((started, capture))
-}
-
-fn ns(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Waits until all have said READY. What any of them says meanwhile is heard: one that takes long to build its
