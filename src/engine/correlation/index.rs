@@ -175,9 +175,8 @@ impl Index {
     pub fn remove(&self, bucket: Bucket, root: u32) {
         let word = self.word(bucket);
         let head = word.load(Ordering::Relaxed);
-        // Mostly it stands there alone. Release: as in `insert`.
+        // Mostly it stands there alone: without others behind it, nobody else can. Release: as in `insert`.
         let is_alone = head & (CLAIMED | MORE) == 0
-            && self.root(head) == root
             && word.compare_exchange(head, NONE, Ordering::Release, Ordering::Relaxed).is_ok();
         if !is_alone {
             self.remove_among(word, root);
