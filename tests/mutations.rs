@@ -125,7 +125,7 @@ const MUTANTS: [Mutant; 50] = [
         file: "src/engine/ward.rs",
         guard: "        read_to_the_end(shared, link);\n",
         without: "        if now_ns == 0 {\n            read_to_the_end(shared, link);\n        }\n",
-        tests: &["--test", "lying", "handoff_05"],
+        tests: &["--test", "failure_map"],
     },
     Mutant {
         name: "precedence-of-causes",

@@ -12,6 +12,7 @@ use super::shared::Shared;
 use crate::base::clock::has_passed;
 use crate::base::failure::ExecutionClass;
 use crate::base::ids::{GroupId, NodeId};
+use crate::base::limits::INLINE_REPLY_BYTES;
 use crate::base::sync::{AtomicU64, Ordering};
 use crate::lane::LastMark;
 use crate::node::EmitError;
@@ -75,7 +76,11 @@ impl<'a> LocalPort<'a> {
     }
 
     fn copy_of(&self, bytes: &[u8]) -> Reply {
-        Reply::filled(self.job.identity, bytes.len(), |room| room.copy_from_slice(bytes))
+        let identity = self.job.identity;
+        match bytes.len() {
+            len if len > INLINE_REPLY_BYTES => Reply::in_memory(identity, bytes.into()),
+            len => Reply::small(identity, len, |room| room.copy_from_slice(bytes)),
+        }
     }
 
     fn envelope(&self, said: &Said) -> Envelope {
@@ -211,7 +216,10 @@ impl Port for LocalPort<'_> {
     ) -> Result<(), EmitError> {
         self.check(len)?;
         let reply = Reply::filled(self.job.identity, len, |room| {
-            room.fill(0);
+            // A sheet that is used again; a large payload has memory of its own.
+            if room.len() <= INLINE_REPLY_BYTES {
+                room.fill(0);
+            }
             fill(room);
         });
         self.stage(Said::Terminal, reply);

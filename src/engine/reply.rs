@@ -2,7 +2,7 @@
 //!
 //! It is moved several times on its way to the caller, and what is moved right after it was written, in other pieces
 //! than it was written in, waits for the stores to leave the processor. So what is moved is one pointer, to a *sheet*
-//! that its thread uses again: after the first reply of a thread, none needs an allocation.
+//! that its thread uses again: a thread that drops a reply before it takes the next one needs no allocation.
 
 use std::borrow::Cow;
 use std::cell::Cell;

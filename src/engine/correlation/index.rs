@@ -32,7 +32,7 @@ const NEIGHBOURS: usize = 16;
 const PATIENCE: u32 = 100;
 
 /// The number of a bucket, + 1.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Bucket(NonZeroU32);
 
 pub(super) struct Index {
@@ -49,19 +49,21 @@ pub(super) struct Index {
 #[derive(Default)]
 struct Line([AtomicU32; NEIGHBOURS]);
 
-/// Where a number that is half an id differs from the next one, in either byte order.
-const COUNTING: u64 = 0x0F00_0000_0000_000F;
+/// Where a number of 128 bits in network order, as [`TraceId::from`](crate::base::ids::TraceId) makes it, differs from
+/// its neighbours: the low bits of its last byte, as many as it takes to choose a bucket of a line.
+const LAST_SHIFT: u32 = 56;
+const LAST: u64 = NEIGHBOURS as u64 - 1;
 
-/// Callers' ids may be random, or counters in either byte order, in any part of the id. The low bits choose the bucket
-/// of a line; what counts is not in those that choose the line. Both halves of the product count: the low ones of a
-/// number that stands high are nought.
+/// Callers' ids may be random, or counters in either byte order, in any part of the id, or several numbers side by side.
+/// The low bits choose the bucket of a line; what differs in one place only, where most counters count, is only in
+/// these. In one only: two fields of which each counts in such a place would meet in one bucket.
+///
+/// Both halves of the product count: the low ones of a number that stands high are nought.
 #[inline(always)]
 fn spread(id: [u64; 2]) -> u64 {
-    let far = id.map(|half| half & !COUNTING);
-    let product = u128::from(far[0] ^ far[1].rotate_left(32)) * 0x9E37_79B9_7F4A_7C15;
-    let near = (id[0] ^ id[1]) & COUNTING;
-    let neighbour = (near ^ (near >> 56)) & (NEIGHBOURS as u64 - 1);
-    product as u64 ^ (product >> 64) as u64 ^ neighbour
+    let far = id[1] & !(LAST << LAST_SHIFT);
+    let product = u128::from(id[0] ^ far.rotate_left(32)) * 0x9E37_79B9_7F4A_7C15;
+    product as u64 ^ (product >> 64) as u64 ^ (id[1] >> LAST_SHIFT & LAST)
 }
 
 impl Index {
@@ -138,7 +140,8 @@ impl Index {
         let (bucket, name) = (self.bucket_by(hash), self.name(hash, root));
         let word = self.word(bucket);
         // Mostly nobody stands there. Release: pairs with the Acquire of whoever claims the bucket next.
-        let is_alone = word.compare_exchange(NONE, name, Ordering::Release, Ordering::Relaxed).is_ok();
+        let is_alone = word.load(Ordering::Relaxed) == NONE
+            && word.compare_exchange(NONE, name, Ordering::Release, Ordering::Relaxed).is_ok();
         (is_alone || self.insert_before(word, id, name, id_of)).then_some(bucket)
     }
 
@@ -175,9 +178,10 @@ impl Index {
     pub fn remove(&self, bucket: Bucket, root: u32) {
         let word = self.word(bucket);
         let head = word.load(Ordering::Relaxed);
-        // Mostly it stands there alone: without others behind it, nobody else can. Release: as in `insert`.
+        // Mostly it stands there alone: without others behind it, nobody else can. Release: as in `insert`. Acquire:
+        // pairs with the Release of who held the claim before, and looked at this root, which is to be used anew.
         let is_alone = head & (CLAIMED | MORE) == 0
-            && word.compare_exchange(head, NONE, Ordering::Release, Ordering::Relaxed).is_ok();
+            && word.compare_exchange(head, NONE, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if !is_alone {
             self.remove_among(word, root);
         }
@@ -235,13 +239,22 @@ impl Index {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
+
+    /// So many ids of the same bucket.
+    fn in_one_bucket(index: &Index, count: usize) -> Vec<[u64; 2]> {
+        let bucket = index.bucket_of([0, 7]);
+        (0..).map(|number| [number, 7]).filter(|id| index.bucket_of(*id) == bucket).take(count).collect()
+    }
 
     #[test]
     fn reply_08_an_id_is_entered_once_until_taken_out() {
         let index = Index::new(64);
-        // All ids fall on few buckets, so that chains are long.
-        let id_of = |root: u32| [u64::from(root % 8), 0];
+        // All ids fall on one bucket.
+        let ids = in_one_bucket(&index, 8);
+        let id_of = |root: u32| ids[root as usize % 8];
         for root in 0..8 {
             assert!(index.insert(id_of(root), root, id_of).is_some());
         }
@@ -296,6 +309,66 @@ mod tests {
             let longest = chains.iter().max().copied().unwrap_or_default();
             assert!(longest <= 8, "{longest} in one bucket, shifted by {shift}");
         }
+    }
+
+    #[test]
+    fn two_numbers_side_by_side_spread_over_the_buckets() {
+        let orders: [fn(u64) -> u64; 2] = [|n| n, u64::swap_bytes];
+        for clients in [1, 2, 16, 64] {
+            for (first, second) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                let index = Index::new(1024);
+                let mut chains = HashMap::new();
+                for n in 0..1024 {
+                    let (one, other) = (orders[first](n % clients), orders[second](n / clients));
+                    let id = if second == 0 { [other, one] } else { [one, other] };
+                    *chains.entry(index.bucket_of(id)).or_insert(0) += 1;
+                }
+                let longest = chains.values().max();
+                assert!(longest <= Some(&8), "{longest:?} of {clients} clients, {first}, {second}");
+            }
+        }
+    }
+
+    #[test]
+    fn reply_08_threads_in_one_bucket_lose_nobody() {
+        let index = Index::new(64);
+        let ids = in_one_bucket(&index, 6);
+        let owners: Vec<AtomicU32> = ids.iter().map(|_| AtomicU32::new(0)).collect();
+        // Each thread has roots of its own, and says of each which id it has before it enters it.
+        let of_roots: Vec<AtomicU32> = (0..64).map(|_| AtomicU32::new(0)).collect();
+        let id_of = |root: u32| ids[of_roots[root as usize].load(Ordering::Relaxed) as usize];
+        std::thread::scope(|scope| {
+            for thread in 0..4u32 {
+                let (index, ids, owners, of_roots) = (&index, &ids, &owners, &of_roots);
+                scope.spawn(move || {
+                    let mut random = u64::from(thread) + 1;
+                    let mut held: Vec<(Bucket, u32, usize)> = Vec::new();
+                    for _ in 0..50_000 {
+                        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                        let id = (random >> 40) as usize % ids.len();
+                        if held.len() == 3 || random >> 63 == 0 && !held.is_empty() {
+                            let (bucket, root, id) = held.swap_remove((random >> 50) as usize % held.len());
+                            assert_eq!(owners[id].fetch_sub(1, Ordering::SeqCst), 1);
+                            index.remove(bucket, root);
+                            continue;
+                        }
+                        let root =
+                            (0..4).map(|n| thread * 4 + n).find(|root| held.iter().all(|h| h.1 != *root));
+                        let root = root.expect("at most three are held");
+                        of_roots[root as usize].store(id as u32, Ordering::Relaxed);
+                        if let Some(bucket) = index.insert(ids[id], root, id_of) {
+                            assert_eq!(owners[id].fetch_add(1, Ordering::SeqCst), 0, "entered twice");
+                            held.push((bucket, root, id));
+                        }
+                    }
+                    held.into_iter().for_each(|(bucket, root, id)| {
+                        owners[id].fetch_sub(1, Ordering::SeqCst);
+                        index.remove(bucket, root);
+                    });
+                });
+            }
+        });
+        assert_eq!(index.count(), 0);
     }
 
     #[test]
