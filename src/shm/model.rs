@@ -47,6 +47,10 @@ impl Memory for ModelMemory {
     fn raise(&self, at: usize, value: u64) {
         self.words[at / 8].fetch_max(value, Ordering::Release);
     }
+    fn fence_behind_commit(&self) {
+        self.fence_full();
+    }
+
     fn fence_full(&self) {
         fence(Ordering::SeqCst);
     }

@@ -54,7 +54,7 @@ impl Signal {
     #[inline(always)]
     pub fn wake(&self, mine: &impl Memory, theirs: &impl Memory, position: u64) -> bool {
         // Between the commit and the look at `sleeping`; see the forbidden interleaving above.
-        mine.fence_full();
+        mine.fence_behind_commit();
         let asleep = theirs.load(self.sleeping_at) == position + 1;
         if asleep {
             mine.futex_wake(self.wake_at);

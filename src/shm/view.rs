@@ -10,7 +10,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence, fence};
 
 use crate::base::limits::{CACHE_LINE_BYTES, PAGE_BYTES};
 use crate::base::sync;
@@ -37,6 +37,8 @@ pub trait Memory {
     fn raise(&self, at: usize, value: u64);
     /// A fence between a store before it and a load after it, as seen by all.
     fn fence_full(&self);
+    /// The same behind a commit ([`OwnSlot::publish`]), which may be one already.
+    fn fence_behind_commit(&self);
     /// Reads a futex word (acquire).
     fn futex_load(&self, at: usize) -> u32;
     /// Adds one to a futex word (release) and wakes everybody who sleeps on it.
@@ -397,9 +399,18 @@ impl OwnSlot for ViewSlot<'_, true> {
         for i in 1..ENVELOPE_WORDS {
             envelope[i].store(words[i], Ordering::Relaxed);
         }
-        envelope[0].store(words[0], Ordering::Release);
+        // Both Release: pair with the Acquire of `Slot::commit_word`.
+        if COMMITS_BY_EXCHANGE {
+            envelope[0].swap(words[0], Ordering::SeqCst);
+        } else {
+            envelope[0].store(words[0], Ordering::Release);
+        }
     }
 }
+
+/// A commit is followed by a full fence. On x86 an exchange is both, and the line that it needs is asked for at once, not
+/// when all stores before it have left the processor.
+const COMMITS_BY_EXCHANGE: bool = cfg!(target_arch = "x86_64");
 
 #[inline(always)]
 fn prefetch(_place: *const u8) {
@@ -449,6 +460,12 @@ impl Memory for View {
     #[inline(always)]
     fn fence_full(&self) {
         fence(Ordering::SeqCst);
+    }
+
+    #[inline(always)]
+    fn fence_behind_commit(&self) {
+        // On x86 a locked instruction orders all that stands around it; the compiler must not undo that.
+        if COMMITS_BY_EXCHANGE { compiler_fence(Ordering::SeqCst) } else { fence(Ordering::SeqCst) }
     }
 
     fn futex_load(&self, at: usize) -> u32 {
