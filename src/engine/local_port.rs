@@ -12,7 +12,6 @@ use super::shared::Shared;
 use crate::base::clock::has_passed;
 use crate::base::failure::ExecutionClass;
 use crate::base::ids::{GroupId, NodeId};
-use crate::base::limits::INLINE_REPLY_BYTES;
 use crate::base::sync::{AtomicU64, Ordering};
 use crate::lane::LastMark;
 use crate::node::EmitError;
@@ -76,11 +75,7 @@ impl<'a> LocalPort<'a> {
     }
 
     fn copy_of(&self, bytes: &[u8]) -> Reply {
-        let identity = self.job.identity;
-        match bytes.len() {
-            len if len > INLINE_REPLY_BYTES => Reply::in_memory(identity, bytes.into()),
-            len => Reply::small(identity, len, |room| room.copy_from_slice(bytes)),
-        }
+        Reply::copy_of(self.job.identity, bytes)
     }
 
     fn envelope(&self, said: &Said) -> Envelope {
@@ -215,13 +210,7 @@ impl Port for LocalPort<'_> {
         fill: &mut dyn FnMut(&mut [u8]),
     ) -> Result<(), EmitError> {
         self.check(len)?;
-        let reply = Reply::filled(self.job.identity, len, |room| {
-            // A sheet that is used again; a large payload has memory of its own.
-            if room.len() <= INLINE_REPLY_BYTES {
-                room.fill(0);
-            }
-            fill(room);
-        });
+        let reply = Reply::filled(self.job.identity, len, fill);
         self.stage(Said::Terminal, reply);
         Ok(())
     }

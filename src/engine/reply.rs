@@ -94,21 +94,35 @@ impl Reply {
         reply
     }
 
-    /// Of so many bytes, which `fill` writes.
-    #[inline]
+    /// Of so many bytes, which `fill` writes; what it leaves alone is nought.
     pub(super) fn filled(identity: Identity, len: usize, fill: impl FnOnce(&mut [u8])) -> Self {
         if len > INLINE_REPLY_BYTES {
             let mut bytes = vec![0; len].into_boxed_slice();
             fill(&mut bytes);
             return Self::in_memory(identity, bytes);
         }
-        Self::small(identity, len, fill)
+        Self::small(identity, len, |room| {
+            room.fill(0);
+            fill(room);
+        })
+    }
+
+    /// Of these bytes.
+    #[inline]
+    pub(super) fn copy_of(identity: Identity, bytes: &[u8]) -> Self {
+        match bytes.len() {
+            len if len > INLINE_REPLY_BYTES => Self::in_memory(identity, bytes.into()),
+            len => Self::small(identity, len, |room| room.copy_from_slice(bytes)),
+        }
     }
 
     /// Out of the cell of an ended root.
     #[inline]
     pub(super) fn of_cell(identity: Identity, cell: &[AtomicU64], len: u32) -> Self {
-        Self::filled(identity, len as usize, |bytes| copy_words(cell, bytes))
+        match len as usize {
+            len if len > INLINE_REPLY_BYTES => Self::filled(identity, len, |bytes| copy_words(cell, bytes)),
+            len => Self::small(identity, len, |bytes| copy_words(cell, bytes)),
+        }
     }
 
     /// A large one that has been copied out.

@@ -55,8 +55,8 @@ const LAST_SHIFT: u32 = 56;
 const LAST: u64 = NEIGHBOURS as u64 - 1;
 
 /// Callers' ids may be random, or counters in either byte order, in any part of the id, or several numbers side by side.
-/// The low bits choose the bucket of a line; what differs in one place only, where most counters count, is only in
-/// these. In one only: two fields of which each counts in such a place would meet in one bucket.
+/// The low bits of the hash choose the bucket of a line, and only they depend on the one place where most counters
+/// count. Were there a second such place, two fields that count in both would meet in one bucket.
 ///
 /// Both halves of the product count: the low ones of a number that stands high are nought.
 #[inline(always)]
