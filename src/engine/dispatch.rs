@@ -430,19 +430,25 @@ impl Shared {
     /// The same for a request whose group is known.
     #[inline(always)]
     pub(super) fn lane_in(&self, group: GroupId, outbound: &Outbound) -> usize {
-        outbound.lane.map_or_else(|| self.lane_for(group, outbound.key), usize::from)
+        match outbound.lane {
+            Some(lane) => usize::from(lane),
+            None => self.lane_for(group, outbound.key),
+        }
     }
 
     pub fn dead(&self, link: &Link, group: GroupId) -> Failure {
         self.told(Failure::new(self.group_name(group), self.cause_of(link), false, None))
     }
 
+    #[inline(always)]
     pub fn give_up_if_due(&self, outbound: &Outbound, now_ns: u64) -> Result<(), NotTaken<'static>> {
-        if !has_passed(outbound.deadline_ns, now_ns) {
-            return Ok(());
-        }
+        if has_passed(outbound.deadline_ns, now_ns) { Err(self.too_late(outbound)) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn too_late(&self, outbound: &Outbound) -> NotTaken<'static> {
         let group = self.group_name(self.group_of(outbound.target.node()));
-        Err(NotTaken::Failed(self.told(Failure::new(group, Cause::Deadline, false, None))))
+        NotTaken::Failed(self.told(Failure::new(group, Cause::Deadline, false, None)))
     }
 
     /// Room for a payload to be written in place; waits for it until the deadline. The lane is chosen with it.

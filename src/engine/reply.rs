@@ -71,12 +71,19 @@ impl Drop for View {
 }
 
 impl Reply {
+    /// Of no bytes yet.
     #[inline(always)]
-    fn on_sheet(identity: Identity, body: Body) -> Self {
+    fn on_sheet(identity: Identity) -> Box<Sheet> {
         // A thread that is ending has no spare.
         let spare = SPARE.try_with(Cell::take).ok().flatten();
         let mut sheet = spare.unwrap_or_else(Sheet::blank);
         sheet.identity = identity;
+        sheet
+    }
+
+    #[inline(always)]
+    fn of_body(identity: Identity, body: Body) -> Self {
+        let mut sheet = Self::on_sheet(identity);
         sheet.body = body;
         Self { sheet: Some(sheet) }
     }
@@ -88,10 +95,14 @@ impl Reply {
     /// Of at most [`INLINE_REPLY_BYTES`], so many, which `fill` writes.
     #[inline(always)]
     pub(super) fn small(identity: Identity, len: usize, fill: impl FnOnce(&mut [u8])) -> Self {
-        let mut reply = Self::on_sheet(identity, Body::Small(len as u16));
-        let sheet = reply.sheet.as_mut().expect("there until the drop");
+        let mut sheet = Self::on_sheet(identity);
         fill(&mut sheet.bytes[..len]);
-        reply
+        match &mut sheet.body {
+            // A spare one always is: nothing has to be moved or dropped.
+            Body::Small(of) => *of = len as u16,
+            other => *other = Body::Small(len as u16),
+        }
+        Self { sheet: Some(sheet) }
     }
 
     /// Of so many bytes, which `fill` writes; what it leaves alone is nought.
@@ -127,7 +138,7 @@ impl Reply {
 
     /// A large one that has been copied out.
     pub(super) fn in_memory(identity: Identity, bytes: Box<[u8]>) -> Self {
-        Self::on_sheet(identity, Body::Heap(bytes))
+        Self::of_body(identity, Body::Heap(bytes))
     }
 
     /// A large one, whose block is held.
@@ -138,7 +149,7 @@ impl Reply {
         source: Source,
         block: BlockPlace,
     ) -> Self {
-        Self::on_sheet(identity, Body::View(View { shared: Arc::clone(shared), source, block }))
+        Self::of_body(identity, Body::View(View { shared: Arc::clone(shared), source, block }))
     }
 
     /// Payload bytes.

@@ -176,9 +176,23 @@ impl Shared {
         identity: &Identity,
         sent: &Sent,
     ) -> Option<Reply> {
-        let large = || self.read_own_block(link, identity, sent);
-        let small = || self.read_own(link, identity, sent);
-        if sent.is_large { large().or_else(small) } else { small().or_else(large) }
+        if !sent.is_large
+            && let Some(reply) = self.read_own(link, identity, sent)
+        {
+            return Some(reply);
+        }
+        self.read_own_of_other_size(link, identity, sent)
+    }
+
+    #[inline(never)]
+    fn read_own_of_other_size(
+        self: &Arc<Self>,
+        link: &Link,
+        identity: &Identity,
+        sent: &Sent,
+    ) -> Option<Reply> {
+        let large = self.read_own_block(link, identity, sent);
+        if large.is_none() && sent.is_large { self.read_own(link, identity, sent) } else { large }
     }
 
     #[inline(always)]

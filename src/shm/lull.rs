@@ -17,7 +17,7 @@ use crate::base::sync::pause;
 /// 27 ns each on the machines that this was measured on: within it comes what a node does at once.
 const MOST_PAUSES: u8 = 16;
 /// A frame that takes more looks than this says nothing of the next one.
-const MOST_LOOKS: u32 = 32;
+const MOST_LOOKS: u32 = 320;
 /// Frames found at the first look before that look comes earlier.
 const OFTEN: u8 = 8;
 

@@ -250,6 +250,7 @@ pub struct ViewSlots<const OWN: bool> {
     /// Count - 1, the count being a power of two.
     mask: u64,
     shift: u32,
+    inline_bytes: usize,
     /// Offset of the first slot.
     at: usize,
     /// INVARIANT: writable if `OWN`.
@@ -276,13 +277,14 @@ impl<const OWN: bool> ViewSlots<OWN> {
         assert!(view.is_writable() || !OWN, "segment is mapped read-only");
         let bytes = count.checked_mul(slot_bytes).expect("a ring fits the address space");
         let first = NonNull::new(view.place(at, bytes)).expect("inside a mapping");
-        Self { first, mask: count as u64 - 1, shift: slot_bytes.trailing_zeros(), at, _mapping: view.mapping }
+        let (mask, shift) = (count as u64 - 1, slot_bytes.trailing_zeros());
+        Self { first, mask, shift, inline_bytes: slot_bytes - ENVELOPE_BYTES, at, _mapping: view.mapping }
     }
 
     /// Bytes behind an envelope.
     #[inline(always)]
     pub fn inline_bytes(&self) -> usize {
-        (1 << self.shift) - ENVELOPE_BYTES
+        self.inline_bytes
     }
 
     /// Offset in the segment of the bytes behind the envelope of slot `number`, modulo the count.

@@ -1,33 +1,28 @@
-//! Finding what is due without looking at every root: a lower bound of the deadlines of each *block* of 64 roots,
-//! and of each *region* of 64 blocks.
+//! Finding what is due without looking at every root: a tree of lower bounds of their deadlines. A bound of the lowest
+//! level is that of a *block* of 64 roots, one of a higher level that of 64 bounds below it; the highest level has at
+//! most 64.
 //!
-//! Setting a deadline lowers both bounds if they are higher; dropping one does nothing. A bound that has passed
-//! is looked into once, and then raised to what is really there. So both cost O(1), and a look for what is
-//! due costs one word per region, 64 words per region whose bound has passed, and 64 roots per block.
+//! Setting a deadline lowers the bounds that are higher, one a level; dropping one does nothing. A bound that has passed
+//! is looked into once, and then raised to what is really there. So both cost the same however many roots there are, but
+//! for one word more with each 64 times as many, and a look for what is due costs at most 64 words a level, and 64 roots
+//! a block, for each bound that has passed.
 //!
 //! Forbidden: a root is registered, its deadline below no bound, and the raising look did not see it.
-//! Registration stores the root, fences, then reads the block's bound and the region's; raising swaps the
-//! region's bound, then reads the blocks'; swaps a block's bound, fences, then reads the roots. Each time one of
-//! the two sees the other. No one waits for another: each lowers both bounds itself, whoever else is about to.
+//! Registration stores the root, fences, then reads its bounds, the lowest first; raising begins with the highest, and
+//! swaps a bound, fences, then reads what is below it. On each level one of the two sees the other. No one waits for
+//! another: each lowers all bounds itself, whoever else is about to.
 
 use std::ops::Range;
 
 use crate::base::sync::{AtomicU64, Ordering, fence};
 
 const NEVER: u64 = u64::MAX;
-/// Roots of a block.
-const BLOCK: usize = 64;
-/// Blocks of a region.
-const REGION: usize = 64;
-
-struct Region {
-    /// Bound of all its bounds.
-    earliest: AtomicU64,
-    bounds: [AtomicU64; REGION],
-}
+/// Roots of a block, and bounds below one bound.
+const FAN: usize = 64;
 
 pub(super) struct Deadlines {
-    regions: Box<[Region]>,
+    /// The lowest first.
+    levels: Box<[Box<[AtomicU64]>]>,
     roots: usize,
 }
 
@@ -38,11 +33,17 @@ fn lower(bound: &AtomicU64, deadline_ns: u64) {
     }
 }
 
+fn children(bound: usize, count: usize) -> Range<usize> {
+    bound * FAN..((bound + 1) * FAN).min(count)
+}
+
 impl Deadlines {
     pub fn new(roots: usize) -> Self {
-        let never = || AtomicU64::new(NEVER);
-        let region = |_| Region { earliest: never(), bounds: std::array::from_fn(|_| never()) };
-        Self { regions: (0..roots.div_ceil(BLOCK * REGION)).map(region).collect(), roots }
+        let level = |count| (0..count).map(|_| AtomicU64::new(NEVER)).collect();
+        let counts = std::iter::successors(Some(roots.div_ceil(FAN)), |below| {
+            (*below > FAN).then(|| below.div_ceil(FAN))
+        });
+        Self { levels: counts.map(level).collect(), roots }
     }
 
     /// Notes the deadline (0 = none) of a root that has just been stored.
@@ -51,44 +52,58 @@ impl Deadlines {
         if deadline_ns == 0 {
             return;
         }
-        let block = root as usize / BLOCK;
-        let region = &self.regions[block / REGION];
-        lower(&region.bounds[block % REGION], deadline_ns);
-        lower(&region.earliest, deadline_ns);
+        let mut bound = root as usize;
+        for level in &self.levels {
+            bound /= FAN;
+            lower(&level[bound], deadline_ns);
+        }
     }
 
     /// No deadline is earlier than this; `None` if there is none at all.
     pub fn earliest(&self) -> Option<u64> {
-        let bounds = self.regions.iter().map(|region| region.earliest.load(Ordering::SeqCst));
+        let highest = self.levels.last()?;
+        let bounds = highest.iter().map(|bound| bound.load(Ordering::SeqCst));
         bounds.min().filter(|earliest| *earliest != NEVER)
     }
 
     /// Looks into every block whose bound has passed. `look` is given the roots of such a block and returns
     /// the earliest deadline among them that has not passed (0 = none).
     pub fn due(&self, now_ns: u64, mut look: impl FnMut(Range<u32>) -> u64) {
-        for (number, region) in self.regions.iter().enumerate() {
-            if region.earliest.load(Ordering::SeqCst) > now_ns {
-                continue;
-            }
-            region.earliest.swap(NEVER, Ordering::SeqCst);
-            let mut earliest = NEVER;
-            // The last region may have fewer.
-            let blocks = (self.roots - number * BLOCK * REGION).div_ceil(BLOCK);
-            for (block, bound) in region.bounds.iter().take(blocks).enumerate() {
-                let mut lower = bound.load(Ordering::SeqCst);
-                if lower <= now_ns {
-                    bound.swap(NEVER, Ordering::SeqCst);
-                    fence(Ordering::SeqCst);
-                    let first = (number * REGION + block) * BLOCK;
-                    let left = look(first as u32..(first + BLOCK).min(self.roots) as u32);
-                    let left = if left == 0 { NEVER } else { left };
-                    bound.fetch_min(left, Ordering::SeqCst);
-                    lower = left;
-                }
-                earliest = earliest.min(lower);
-            }
-            region.earliest.fetch_min(earliest, Ordering::SeqCst);
+        if let Some(highest) = self.levels.last() {
+            self.due_within(&self.levels, 0..highest.len(), now_ns, &mut look);
         }
+    }
+
+    /// The same for these bounds of the highest of `levels`; the earliest deadline that is left below them.
+    fn due_within(
+        &self,
+        levels: &[Box<[AtomicU64]>],
+        bounds: Range<usize>,
+        now_ns: u64,
+        look: &mut dyn FnMut(Range<u32>) -> u64,
+    ) -> u64 {
+        let Some((level, below)) = levels.split_last() else { return NEVER };
+        let mut earliest = NEVER;
+        for (number, bound) in bounds.clone().zip(&level[bounds]) {
+            let mut lower = bound.load(Ordering::SeqCst);
+            if lower <= now_ns {
+                bound.swap(NEVER, Ordering::SeqCst);
+                fence(Ordering::SeqCst);
+                lower = match below.last() {
+                    Some(next) => self.due_within(below, children(number, next.len()), now_ns, look),
+                    None => {
+                        let roots = children(number, self.roots);
+                        match look(roots.start as u32..roots.end as u32) {
+                            0 => NEVER,
+                            left => left,
+                        }
+                    }
+                };
+                bound.fetch_min(lower, Ordering::SeqCst);
+            }
+            earliest = earliest.min(lower);
+        }
+        earliest
     }
 }
 
@@ -121,8 +136,15 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_is_found_in_every_region() {
-        let roots = 3 * BLOCK * REGION + 5;
+    fn a_deadline_is_found_on_every_level() {
+        for (roots, levels) in [(1, 1), (FAN * FAN, 1), (3 * FAN * FAN + 5, 2), (FAN * FAN * FAN + 1, 3)] {
+            assert_eq!(Deadlines::new(roots).levels.len(), levels, "{roots}");
+            every_deadline_is_found(roots);
+        }
+        assert_eq!(Deadlines::new(0).earliest(), None);
+    }
+
+    fn every_deadline_is_found(roots: usize) {
         let deadlines = Deadlines::new(roots);
         let at: Vec<(u32, u64)> =
             (0..roots as u32).step_by(97).map(|root| (root, 1 + u64::from(root))).collect();

@@ -44,6 +44,7 @@ impl FreeList {
         }
     }
 
+    #[inline(always)]
     pub fn push(&self, place: u32) {
         let mut head = self.head.load(Ordering::Relaxed);
         loop {

@@ -101,6 +101,7 @@ impl Hop {
     }
 
     /// Its frame stands at this position of its lane.
+    #[inline]
     pub fn place(&self, position: u64) {
         let lane = self.lane().expect("a hop has its lane before its place there");
         // Relaxed: the sender places, fences, then looks at its root; who cancels ends the root, fences, then
@@ -180,6 +181,13 @@ impl Hop {
 
     pub fn is_asked_of(&self, source: Source) -> bool {
         self.lane.load(Ordering::Relaxed) == source.to_word()
+    }
+
+    /// Whether [`Hop::state`] would say [`HopState::Open`].
+    #[inline(always)]
+    pub fn is_open(&self, generation: u64, source: Source) -> bool {
+        self.word.load(Ordering::Acquire) == generation << GENERATION_SHIFT | HOP_OPEN
+            && self.is_asked_of(source)
     }
 
     pub fn state(&self, generation: u64, source: Source) -> HopState {
