@@ -9,7 +9,7 @@ use handbell_measure::{
 };
 
 use super::nodes;
-use super::subjects::{Bulk, Calls, Host, Manner, Pipelined, Threads, Untouched};
+use super::subjects::{Bulk, Calls, Loans, Manner, Pipelined, Threads};
 use crate::exit::{Exit, Problem};
 
 /// A turn of a subject that is always awake, of one that sleeps, and of one that is mostly quiet.
@@ -129,7 +129,7 @@ impl<'a> Bench<'a> {
             None => (Place::together(home), TOGETHER),
         };
         tell("large payloads");
-        self.untouched(&place, name, 0.06)?;
+        self.loans(&place, name, 0.08)?;
         for (bytes, share) in [(256, 0.02), (4096, 0.02), (16 << 10, 0.03), (64 << 10, 0.05)] {
             self.bulk(&place, name, bytes, share)?;
         }
@@ -258,20 +258,27 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    fn untouched(&mut self, place: &Place, name: &'static str, share: f64) -> Result<(), Problem> {
+    fn loans(&mut self, place: &Place, name: &'static str, share: f64) -> Result<(), Problem> {
         let mut contest = Contest::default();
         let sizes = [SMALL, 64 << 10, LARGE];
-        let subjects = sizes.map(|payload| {
-            let manner = Manner { payload, ..Manner::new(Waiting::Adaptive, place.partner) };
-            contest.add(place, Untouched(Host::new(self.app, manner)))
-        });
+        let manner = |payload| Manner { payload, ..Manner::new(Waiting::Adaptive, place.partner) };
+        let untouched = sizes.map(|payload| contest.add(place, Loans::untouched(self.app, manner(payload))));
+        let marked = sizes.map(|payload| contest.add(place, Loans::marked(self.app, manner(payload))));
         contest.run(self.total.mul_f64(share), BUSY, LEAST_ROUNDS)?;
-        let row = |(payload, subject): (usize, usize)| {
-            let beside = (payload != SMALL).then_some(("the same with 64 bytes", subjects[0]));
-            let row = Row::calls(Waiting::Adaptive, subject, ("", 0));
-            Row { payload, touched: false, beside, ..row }
+        let rows = |case, subjects: [usize; 3], touched| {
+            sizes.into_iter().zip(subjects).map(move |(payload, subject)| {
+                let beside = (payload != SMALL).then_some(("the same with 64 bytes", subjects[0]));
+                Row {
+                    name: case,
+                    payload,
+                    touched,
+                    beside,
+                    ..Row::calls(Waiting::Adaptive, subject, ("", 0))
+                }
+            })
         };
-        self.note(&contest, name, sizes.into_iter().zip(subjects).map(row).collect());
+        let untouched = rows("handoff_round_trip", untouched, false);
+        self.note(&contest, name, untouched.chain(rows("first_bytes_touched", marked, true)).collect());
         Ok(())
     }
 

@@ -4,8 +4,10 @@ use handbell::{App, Node, NodeError, Output, Plan, Request};
 
 /// Replies with what it got.
 pub const ECHO: &str = "bench_echo";
-/// Replies with as many bytes, of which it writes the first 8 and leaves the others alone.
+/// Replies with as many bytes, and reads and writes none.
 pub const UNTOUCHED: &str = "bench_untouched";
+/// Replies with as many bytes, of which it copies the first 8 and leaves the others alone.
+pub const MARKED: &str = "bench_marked";
 /// Passes on what it got.
 pub const PASS: &str = "bench_pass";
 /// Reads what it got, and replies with the first 8 bytes.
@@ -16,7 +18,8 @@ pub const MARK_BYTES: usize = 8;
 /// Adds them.
 pub fn with_nodes(app: App) -> App {
     app.node(ECHO, |request, output| Ok(output.reply(request.payload())?))
-        .node(UNTOUCHED, |request, output| {
+        .node(UNTOUCHED, |request, output| Ok(output.reply_with(request.payload().len(), |_| ())?))
+        .node(MARKED, |request, output| {
             let payload = request.payload();
             let mark = |room: &mut [u8]| room[..MARK_BYTES].copy_from_slice(&payload[..MARK_BYTES]);
             Ok(output.reply_with(payload.len(), mark)?)
@@ -39,7 +42,7 @@ impl Node for Reader {
 
 /// One group of one node, in so many processes.
 pub fn plan(processes: usize) -> Plan {
-    Plan::new().group("bench", [ECHO, UNTOUCHED]).stateless().processes(processes)
+    Plan::new().group("bench", [ECHO, UNTOUCHED, MARKED]).stateless().processes(processes)
 }
 
 /// Two groups, one after the other, each kept to its processor.

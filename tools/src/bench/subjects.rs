@@ -10,7 +10,7 @@ use handbell::{
 };
 use handbell_measure::{Gone, Pace, SAMPLED, Slice, Subject, record};
 
-use super::nodes::{self, ECHO, MARK_BYTES, PASS, UNTOUCHED};
+use super::nodes::{self, ECHO, MARK_BYTES, MARKED, PASS, UNTOUCHED};
 use crate::exit::{Exit, Problem};
 
 /// Long enough for any host to come back.
@@ -258,27 +258,47 @@ impl Subject<Problem> for Bulk<'_> {
     }
 }
 
-/// A loan of which only the first bytes are written and read, on both sides.
-pub struct Untouched<'a>(pub Host<'a>);
+/// A loan, and a reply as long, of which nobody touches more than the first bytes, if those.
+pub struct Loans<'a> {
+    host: Host<'a>,
+    /// Whether the first bytes are written and read, on both sides.
+    marked: bool,
+}
 
-impl Subject<Problem> for Untouched<'_> {
+impl<'a> Loans<'a> {
+    /// Nobody touches any.
+    pub fn untouched(app: &'a App, manner: Manner) -> Self {
+        Self { host: Host::new(app, manner), marked: false }
+    }
+
+    /// The first bytes are touched.
+    pub fn marked(app: &'a App, manner: Manner) -> Self {
+        Self { host: Host::new(app, manner), marked: true }
+    }
+}
+
+impl Subject<Problem> for Loans<'_> {
     fn wake(&mut self) -> Result<(), Problem> {
-        self.0.wake()
+        self.host.wake()
     }
 
     fn slice(&mut self, time: Duration) -> Result<Slice, Problem> {
-        let node = self.0.node(UNTOUCHED);
-        let len = self.0.manner.payload;
+        let node = self.host.node(if self.marked { MARKED } else { UNTOUCHED });
+        let len = self.host.manner.payload;
         Slice::of(time, || {
-            let id = self.0.next_id();
-            let sent = (self.0.next_id as u64).to_le_bytes();
-            let mut taken = [0; MARK_BYTES];
-            let engine = self.0.engine();
+            let id = self.host.next_id();
+            let sent = (self.host.next_id as u64).to_le_bytes();
+            let mut taken = sent;
+            let engine = self.host.engine();
             let begin = Instant::now();
             let mut loan = request(engine, node, id).loan(len).map_err(CallError::from)?;
-            loan[..MARK_BYTES].copy_from_slice(&sent);
+            if self.marked {
+                loan[..MARK_BYTES].copy_from_slice(&sent);
+            }
             let reply = loan.call()?;
-            reply.copy_to(0, &mut taken);
+            if self.marked {
+                reply.copy_to(0, &mut taken);
+            }
             let took = begin.elapsed();
             if taken != sent || reply.len() != len || reply.trace_id() != id {
                 return Err(wrong("other bytes, or another id"));
@@ -288,7 +308,7 @@ impl Subject<Problem> for Untouched<'_> {
     }
 
     fn rest(&mut self) {
-        self.0.rest();
+        self.host.rest();
     }
 }
 
