@@ -19,7 +19,7 @@ use crate::os::map::Mapping;
 use crate::wire::envelope::{ENVELOPE_BYTES, ENVELOPE_WORDS};
 
 /// Lines of a payload that are brought near ahead of its reader or writer.
-const PREFETCHED_LINES: usize = 8;
+const PREFETCHED_LINES: usize = 2;
 
 /// What rings and signals need from the memory that they live in.
 ///
