@@ -16,10 +16,11 @@ use crate::shm::arena::Block;
 
 impl Shared {
     /// Sends a request that was written in place, waits for its end, and takes that.
+    #[inline(always)]
     pub fn call_in_place(
         self: &Arc<Self>,
         outbound: &Outbound,
-        payload: Payload<'static>,
+        payload: Payload<'_>,
     ) -> Result<Reply, CallError> {
         match self.send_in_place(outbound, payload) {
             Ok((link, sent)) => self.answer_to(link, outbound, &sent),
@@ -29,19 +30,17 @@ impl Shared {
 
     /// Sends a request that was written in place. `Err`: nothing has happened.
     #[inline(always)]
-    pub fn send_in_place(
+    pub fn send_in_place<'a>(
         &self,
         outbound: &Outbound,
-        payload: Payload<'static>,
-    ) -> Result<(&Link, Sent), Payload<'static>> {
+        payload: Payload<'a>,
+    ) -> Result<(&Link, Sent), Payload<'a>> {
         match payload {
             Payload::Block(source, block, len) => self
                 .send_block_at_once(outbound, source, block, len)
                 .map_err(|block| Payload::Block(source, block, len)),
-            Payload::Staged(bytes, len) => {
-                self.submit_at_once(outbound, &bytes[..len]).ok_or(Payload::Staged(bytes, len))
-            }
-            payload @ Payload::Bytes(_) => Err(payload),
+            Payload::Bytes(bytes) => self.submit_at_once(outbound, bytes).ok_or(payload),
+            payload @ Payload::Staged(..) => Err(payload),
         }
     }
 

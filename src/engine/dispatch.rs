@@ -84,13 +84,6 @@ impl Payload<'_> {
     }
 }
 
-/// Where a loan's bytes are.
-pub(super) enum Buffer {
-    /// In this worker's lane.
-    Block(Source, Block),
-    Staged(Box<[u8]>),
-}
-
 /// Why a request was not taken.
 pub(super) enum NotTaken<'a> {
     /// No room now; the payload comes back.
@@ -451,8 +444,14 @@ impl Shared {
         NotTaken::Failed(self.told(Failure::new(group, Cause::Deadline, false, None)))
     }
 
-    /// Room for a payload to be written in place; waits for it until the deadline. The lane is chosen with it.
-    pub fn loan(&self, outbound: &mut Outbound, len: usize) -> Result<Buffer, NotTaken<'static>> {
+    /// Room in a worker's lane for a payload to be written in place; waits for it until the deadline. The lane is chosen
+    /// with it. `None`: it is to be written in private memory.
+    #[inline(always)]
+    pub fn loan(
+        &self,
+        outbound: &mut Outbound,
+        len: usize,
+    ) -> Result<Option<(Source, Block)>, NotTaken<'static>> {
         let limit = self.max_payload();
         if len > limit {
             return Err(NotTaken::TooLarge { size: len, limit });
@@ -461,7 +460,7 @@ impl Shared {
         let lane = self.lane_for(group, outbound.key);
         outbound.lane = Some(self.lanes[lane].source().lane);
         let Some(link) = self.lanes[lane].link().filter(|link| len > link.end.inline_bytes()) else {
-            return Ok(Buffer::Staged(vec![0; len].into()));
+            return Ok(None);
         };
         let take = || {
             // In the worker's latest life: while one waits, it may get a successor.
@@ -469,17 +468,17 @@ impl Shared {
             // What comes from other groups goes first.
             let is_free = latest.forwards.waiting() == 0;
             let block = if is_free { latest.end.arena().take(len).ok() } else { None };
-            block.map(|block| Buffer::Block(latest.source, block))
+            block.map(|block| (latest.source, block))
         };
-        if let Some(buffer) = take() {
-            return Ok(buffer);
+        if let Some(taken) = take() {
+            return Ok(Some(taken));
         }
         let mut taken = None;
         self.wait_for_room(outbound, || {
             taken = take();
             taken.is_some()
         })?;
-        Ok(taken.expect("there is room"))
+        Ok(Some(taken.expect("there is room")))
     }
 
     /// A loan from this lane is over: sent, or given back.

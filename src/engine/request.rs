@@ -1,12 +1,12 @@
-//! What is sent: a request being stated, and one whose payload is written in place.
+//! What is sent: a request being stated, and why it was not taken.
 
 use std::fmt;
-use std::ops::{Deref, DerefMut};
 
 use thiserror::Error;
 
-use super::dispatch::{Buffer, NotTaken, Outbound, Payload};
+use super::dispatch::{NotTaken, Outbound, Payload};
 use super::handle::Engine;
+use super::loan::Loan;
 use super::pending::{CallError, Pending};
 use super::reply::Reply;
 use crate::base::clock::Deadline;
@@ -167,10 +167,7 @@ impl<'e> RequestBuilder<'e> {
     /// Room for a payload of `len` bytes, to be written in place. It holds unspecified bytes of earlier
     /// requests to the same worker. Waits for room until the deadline.
     pub fn loan(self, len: usize) -> Result<Loan, DispatchError> {
-        let mut outbound = self.outbound();
-        let buffer = self.engine.shared().loan(&mut outbound, len).map_err(settled)?;
-        let room = RoomNotice { engine: self.engine.clone(), lane: outbound.lane, is_owed: true };
-        Ok(Loan { outbound, buffer, len, room })
+        Loan::new(self.engine, self.outbound(), len)
     }
 
     /// [`RequestBuilder::loan`] with every byte zero.
@@ -189,118 +186,5 @@ pub(super) fn settled(refused: NotTaken<'_>) -> DispatchError {
         NotTaken::TooLarge { size, limit } => DispatchError::TooLarge { size, limit },
         NotTaken::Failed(failure) => DispatchError::Failed(failure),
         NotTaken::Busy(_) => unreachable!("who waits for room is never told that there is none"),
-    }
-}
-
-/// A request whose payload is written in place, without a copy on the way. Owns room in the arena, but no
-/// slot in the ring; dropping it gives the room back. Its deadline runs from the loan on.
-#[must_use = "a loan does nothing until it is dispatched or called"]
-pub struct Loan {
-    outbound: Outbound,
-    buffer: Buffer,
-    len: usize,
-    /// Behind `buffer`: fields are dropped in order.
-    room: RoomNotice,
-}
-
-/// Tells those who wait for room when a loan has been given back unsent.
-struct RoomNotice {
-    engine: Engine,
-    lane: Option<u16>,
-    /// Not of what has been answered: whoever read the answer has told them.
-    is_owed: bool,
-}
-
-impl Drop for RoomNotice {
-    fn drop(&mut self) {
-        if self.is_owed {
-            self.engine.shared().loan_ended(self.lane);
-        }
-    }
-}
-
-impl Loan {
-    /// Shortens the payload to `len` bytes; longer than the loan it cannot be.
-    pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
-    }
-
-    fn payload(buffer: Buffer, len: usize) -> Payload<'static> {
-        match buffer {
-            Buffer::Block(source, block) => Payload::Block(source, block, len),
-            Buffer::Staged(bytes) => Payload::Staged(bytes, len),
-        }
-    }
-
-    /// Sends the request; waits for a slot until the deadline.
-    pub fn dispatch(self) -> Result<Pending, DispatchError> {
-        let Self { outbound, buffer, len, room } = self;
-        let shared = room.engine.shared();
-        let payload = match shared.send_in_place(&outbound, Self::payload(buffer, len)) {
-            Ok((_, sent)) => return Ok(Pending::of_sent(shared, sent)),
-            Err(payload) => payload,
-        };
-        let admitted = shared.submit_or_wait(&outbound, payload).map_err(settled)?;
-        Ok(Pending::new(shared, admitted))
-    }
-
-    /// Sends the request if there is a slot now; else gives it back.
-    pub fn try_dispatch(self) -> Result<Pending, TryDispatchError<Self>> {
-        let Self { outbound, buffer, len, room } = self;
-        let shared = room.engine.shared();
-        shared.look_for_room(&outbound);
-        let busy = match shared.submit(&outbound, Self::payload(buffer, len)) {
-            Ok(admitted) => return Ok(Pending::new(shared, admitted)),
-            Err(NotTaken::Busy(Payload::Block(source, block, _))) => Buffer::Block(source, block),
-            Err(NotTaken::Busy(Payload::Staged(bytes, _))) => Buffer::Staged(bytes),
-            Err(NotTaken::Busy(Payload::Bytes(_))) => unreachable!("a loan is never sent from a slice"),
-            Err(refused) => return Err(TryDispatchError::Refused(settled(refused))),
-        };
-        Err(TryDispatchError::Busy(Self { outbound, buffer: busy, len, room }))
-    }
-
-    /// Sends the request and waits for its reply.
-    pub fn call(self) -> Result<Reply, CallError> {
-        let Self { outbound, buffer, len, mut room } = self;
-        let reply = room.engine.shared().call_in_place(&outbound, Self::payload(buffer, len));
-        room.is_owed = reply.is_err();
-        reply
-    }
-}
-
-#[cfg(feature = "testing")]
-impl Loan {
-    /// As [`Loan::call`] by the short way, with `between` after the sending and before the waiting. Panics where the
-    /// short way is not open.
-    pub(crate) fn call_in_two(self, between: impl FnOnce()) -> Result<Reply, CallError> {
-        let Self { outbound, buffer, len, mut room } = self;
-        let shared = room.engine.shared();
-        let Ok((link, sent)) = shared.send_in_place(&outbound, Self::payload(buffer, len)) else {
-            panic!("it cannot be sent at once")
-        };
-        between();
-        let reply = shared.answer_to(link, &outbound, &sent);
-        room.is_owed = reply.is_err();
-        reply
-    }
-}
-
-impl Deref for Loan {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match &self.buffer {
-            Buffer::Block(_, block) => &block[..self.len],
-            Buffer::Staged(bytes) => &bytes[..self.len],
-        }
-    }
-}
-
-impl DerefMut for Loan {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        match &mut self.buffer {
-            Buffer::Block(_, block) => &mut block[..self.len],
-            Buffer::Staged(bytes) => &mut bytes[..self.len],
-        }
     }
 }

@@ -260,10 +260,13 @@ impl Arena {
         // Counted before it is taken: see `close`.
         let arena = Arc::clone(self);
         let first = self.map.take(units).ok_or(NoRoom)?;
-        let block = Block { arena, first, units, len };
         // What the peer has read of it comes back here while its user is still about to write.
-        self.view.prefetch_write(block.at(), len);
-        Ok(block)
+        self.view.prefetch_write(self.place_of(first), len);
+        Ok(Block { arena, first, units, len })
+    }
+
+    fn place_of(&self, unit: u32) -> usize {
+        self.at + unit as usize * self.unit_bytes
     }
 
     /// Lets no block be taken any more; true once nobody has one that has not been published. `self` must be the
@@ -321,7 +324,7 @@ impl Block {
     }
 
     fn at(&self) -> usize {
-        self.arena.at + self.first as usize * self.arena.unit_bytes
+        self.arena.place_of(self.first)
     }
 
     /// Hands the block over to the peer: returns its offset as it travels in an envelope. It comes back
