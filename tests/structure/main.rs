@@ -61,6 +61,27 @@ const ATOMIC_FILES: [&str; 15] = [
     "src/worker/line.rs",
 ];
 
+/// What a request's way there and back goes through: nobody is waited for in here. Elsewhere a lock is taken by who
+/// sleeps, or wakes somebody who does.
+const WITHOUT_LOCKS: [&str; 14] = [
+    "src/base/",
+    "src/wire/",
+    "src/shm/",
+    "src/lane/",
+    "src/node/",
+    "src/worker/serve.rs",
+    "src/engine/correlation/",
+    "src/engine/block_way.rs",
+    "src/engine/dispatch.rs",
+    "src/engine/loan.rs",
+    "src/engine/pending.rs",
+    "src/engine/reply.rs",
+    "src/engine/request.rs",
+    "src/engine/short_way.rs",
+];
+/// The model that stands for memory under a model checker.
+const MODEL: &str = "src/shm/model.rs";
+
 const MAX_LINES: usize = 600;
 
 /// Files that are longer for now, and how long they may be.
@@ -218,6 +239,18 @@ fn unsafe_faults(sources: &[Source]) -> Vec<String> {
     faults
 }
 
+fn lock_faults(sources: &[Source]) -> Vec<String> {
+    let is_bound = |path: &str| path != MODEL && WITHOUT_LOCKS.iter().any(|place| path.starts_with(place));
+    let mut faults = Vec::new();
+    for Source { path, code, .. } in sources.iter().filter(|source| is_bound(&source.path)) {
+        let locks =
+            tokens(code).into_iter().filter(|token| matches!(token.text, "Mutex" | "RwLock" | "Condvar"));
+        faults
+            .extend(locks.map(|token| format!("{path}:{}: '{}' on a request's way", token.line, token.text)));
+    }
+    faults
+}
+
 /// Every unsafe block and implementation has a `SAFETY:` comment of its own shortly before it, every unsafe
 /// function says what its caller must promise.
 fn safety_faults(sources: &[Source]) -> Vec<String> {
@@ -328,6 +361,14 @@ fn no_file_uses_a_level_above_its_own() {
 #[test]
 fn unsafe_code_stands_in_the_named_files_only() {
     expect_none("unsafe code has its place", &unsafe_faults(&sources(&UNSAFE_CODE)));
+}
+
+#[test]
+fn a_requests_way_takes_no_lock() {
+    let seen = sources(&["src"]);
+    let is_there = |place: &&str| seen.iter().any(|source| source.path.starts_with(*place));
+    assert_eq!(WITHOUT_LOCKS.iter().filter(|place| !is_there(place)).count(), 0, "a place that is no more");
+    expect_none("a request's way takes no lock", &lock_faults(&seen));
 }
 
 #[test]
