@@ -22,6 +22,7 @@ program!(
     memory_01_a_loans_reply_stays_until_it_is_let_go,
     memory_01_half_the_arena_finds_room_however_replies_are_kept,
     a_loan_goes_back_when_dropped,
+    memory_01_a_small_loan_shows_nothing_of_an_earlier_one,
     an_arena_of_4_kib_works_to_its_last_byte,
     a_reply_too_large_is_an_execution_failure,
     views_outlive_stop_and_engine,
@@ -215,6 +216,28 @@ fn a_loan_goes_back_when_dropped() {
     }
     assert_eq!(engine.counters().registered, 10);
     stop(&engine);
+}
+
+/// Nor of one to another worker, whose bytes these would be.
+fn memory_01_a_small_loan_shows_nothing_of_an_earlier_one() {
+    let (one, echo_of_one) = start(&["echo"]);
+    let (other, echo_of_other) = start(&["echo"]);
+    for len in [192, 100, 64, 1] {
+        let mut dropped = one.request(echo_of_one).deadline(far()).loan(len).unwrap();
+        dropped.fill(0xAA);
+        drop(dropped);
+        let mut called = one.request(echo_of_one).deadline(far()).loan(len).unwrap();
+        assert!(called.iter().all(|byte| *byte == 0), "{len} bytes");
+        called.fill(0xBB);
+        assert_eq!(*called.call().unwrap().bytes(), vec![0xBB; len]);
+        let loan = other.request(echo_of_other).deadline(far()).loan(len).unwrap();
+        assert!(loan.iter().all(|byte| *byte == 0), "{len} bytes");
+        // By a thread that keeps nothing.
+        let reply = std::thread::spawn(move || loan.call().unwrap().into_vec()).join().unwrap();
+        assert_eq!(reply, vec![0; len]);
+    }
+    stop(&one);
+    stop(&other);
 }
 
 fn an_arena_of_4_kib_works_to_its_last_byte() {

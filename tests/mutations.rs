@@ -21,7 +21,28 @@ struct Mutant {
 const SIMULATION: &[&str] = &["--test", "simulation"];
 const WAKES: &[&str] = &["--test", "wakes"];
 
-const MUTANTS: [Mutant; 50] = [
+const MUTANTS: [Mutant; 53] = [
+    Mutant {
+        name: "bounds-of-every-level",
+        file: "src/engine/correlation/deadlines.rs",
+        guard: "for level in &self.levels {",
+        without: "for level in self.levels.iter().take(1) {",
+        tests: &["--lib", "deadlines"],
+    },
+    Mutant {
+        name: "what-is-left-below-a-bound",
+        file: "src/engine/correlation/deadlines.rs",
+        guard: "                bound.fetch_min(lower, Ordering::SeqCst);\n",
+        without: "",
+        tests: SIMULATION,
+    },
+    Mutant {
+        name: "small-loans-begin-empty",
+        file: "src/engine/loan.rs",
+        guard: "sheet.staged[..len].fill(0)",
+        without: "sheet.staged[..0].fill(0)",
+        tests: &["--test", "memory", "memory_01_a_small_loan"],
+    },
     Mutant {
         name: "first-terminal-wins",
         file: "src/engine/correlation/root.rs",
