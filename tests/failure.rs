@@ -406,6 +406,8 @@ fn handoff_e_03_a_first_failure_is_not_masked_by_the_stop() {
     let report = engine.stop(Drain::within(Duration::from_millis(10)));
     assert_eq!((report.cut_off, report.workers[0].mode), (1, handbell::StopMode::Forced));
     let diagnostics = |causes: &[(Category, Cause)]| {
+        // The stop waits for listeners for no longer than for the worker.
+        common::until("all is told", || told.lock().unwrap().len() >= causes.len());
         let told = told.lock().unwrap();
         assert!(
             told.iter()

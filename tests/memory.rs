@@ -23,6 +23,7 @@ program!(
     memory_01_half_the_arena_finds_room_however_replies_are_kept,
     a_loan_goes_back_when_dropped,
     memory_01_a_small_loan_shows_nothing_of_an_earlier_one,
+    a_loan_that_fits_a_larger_slot_goes_the_short_way,
     an_arena_of_4_kib_works_to_its_last_byte,
     a_reply_too_large_is_an_execution_failure,
     views_outlive_stop_and_engine,
@@ -238,6 +239,17 @@ fn memory_01_a_small_loan_shows_nothing_of_an_earlier_one() {
     }
     stop(&one);
     stop(&other);
+}
+
+fn a_loan_that_fits_a_larger_slot_goes_the_short_way() {
+    let (engine, echo) = started(engine(&["echo"]).slot_bytes(1024), "echo");
+    for len in [192, 193, 500, 960, 961] {
+        let mut loan = engine.request(echo).deadline(far()).loan(len).unwrap();
+        loan.copy_from_slice(&pattern(3, len));
+        let reply = testing::call_in_two(loan, || {}).unwrap();
+        assert!(*reply.bytes() == pattern(3, len), "{len} bytes");
+    }
+    stop(&engine);
 }
 
 fn an_arena_of_4_kib_works_to_its_last_byte() {

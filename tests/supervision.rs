@@ -117,6 +117,8 @@ fn stop_ipc_01_the_events_of_a_life_come_in_order() {
     let _running = engine.request(stuck).dispatch(b"").unwrap();
     until("the node runs", || testing::has_begun(&engine, 0));
     engine.stop(Drain::within(Duration::ZERO));
+    // The stop has waited for the listeners for no longer than for the worker.
+    until("the end is told", || notices.events().len() == 3);
     assert_eq!(notices.events(), [Started, Ready, BY_FORCE]);
 }
 
@@ -338,6 +340,7 @@ fn stop_ipc_04_a_waker_that_never_returns_leaves_no_child() {
     let held = common::held::hold(&engine, echo);
     let report = engine.stop(Drain::within(s(30)));
     assert_eq!(state_of(report.workers[0].pid), None, "{report:?}");
+    until("the end is told", || !ends(&notices, &report)[0].is_empty());
     assert_eq!(ends(&notices, &report), [[GRACEFULLY]]);
     drop(held);
     // The watch looks whether the thread ends.

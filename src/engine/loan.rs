@@ -3,7 +3,6 @@
 //! All of it stands on a *sheet* that its thread uses again, as that of a reply does and for the same reason: what is
 //! moved right after it was written, in other pieces than it was written in, waits for the stores to leave the processor.
 
-use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
@@ -14,12 +13,13 @@ use super::pending::{CallError, Pending};
 use super::reply::Reply;
 use super::request::{DispatchError, TryDispatchError, settled};
 use super::shared::Shared;
+use super::spare::Spare;
 use crate::base::limits::INLINE_REPLY_BYTES;
 use crate::shm::arena::Block;
 
 thread_local! {
     /// The sheet of the loan that ended last.
-    static SPARE: Cell<Option<Box<Sheet>>> = const { Cell::new(None) };
+    static SPARE: Spare<Sheet> = const { Spare::none() };
 }
 
 /// A request whose payload is written in place, without a copy on the way. Owns room in the arena, but no
@@ -58,14 +58,16 @@ enum Room {
 impl Loan {
     #[inline(always)]
     pub(super) fn new(engine: &Engine, outbound: Outbound, len: usize) -> Result<Self, DispatchError> {
-        // A thread that is ending has no spare.
-        let spare = SPARE.try_with(Cell::take).ok().flatten();
-        let mut sheet = spare.unwrap_or_else(|| Sheet::blank(outbound));
+        let mut sheet = Spare::take(&SPARE).unwrap_or_else(|| Sheet::blank(outbound));
         sheet.outbound = outbound;
-        match engine.shared().loan(&mut sheet.outbound, len).map_err(settled)? {
-            Some((source, block)) => sheet.room = Room::Block(source, block),
-            None if len <= STAGED_BYTES => sheet.staged[..len].fill(0),
-            None => sheet.room = Room::Heap(vec![0; len].into()),
+        match engine.shared().loan(&mut sheet.outbound, len) {
+            Ok(Some((source, block))) => sheet.room = Room::Block(source, block),
+            Ok(None) if len <= STAGED_BYTES => sheet.staged[..len].fill(0),
+            Ok(None) => sheet.room = Room::Heap(vec![0; len].into()),
+            Err(refused) => {
+                Spare::leave(&SPARE, sheet);
+                return Err(settled(refused));
+            }
         }
         sheet.len = len;
         sheet.is_owed = true;
@@ -160,17 +162,15 @@ impl Sheet {
 impl Drop for Loan {
     #[inline]
     fn drop(&mut self) {
-        let mut sheet = self.sheet.take();
-        if let Some(sheet) = &mut sheet {
-            // Room that has not been sent goes back first.
-            sheet.room = Room::Staged;
-            if let Some(engine) = sheet.engine.take()
-                && sheet.is_owed
-            {
-                engine.shared().loan_ended(sheet.outbound.lane);
-            }
+        let Some(mut sheet) = self.sheet.take() else { return };
+        // Room that has not been sent goes back first.
+        sheet.room = Room::Staged;
+        if let Some(engine) = sheet.engine.take()
+            && sheet.is_owed
+        {
+            engine.shared().loan_ended(sheet.outbound.lane);
         }
-        let _ = SPARE.try_with(|spare| spare.set(sheet));
+        Spare::leave(&SPARE, sheet);
     }
 }
 

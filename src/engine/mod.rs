@@ -41,6 +41,7 @@ mod run;
 mod seat;
 mod shared;
 mod short_way;
+mod spare;
 mod start;
 mod stop;
 mod summary;

@@ -5,12 +5,12 @@
 //! that its thread uses again: a thread that drops a reply before it takes the next one needs no allocation.
 
 use std::borrow::Cow;
-use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 
 use super::correlation::Source;
 use super::shared::Shared;
+use super::spare::Spare;
 use crate::base::ids::{Identity, TraceId};
 use crate::base::limits::INLINE_REPLY_BYTES;
 use crate::base::sync::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ use crate::shm::block::InPlace;
 
 thread_local! {
     /// The sheet of the reply that was dropped last.
-    static SPARE: Cell<Option<Box<Sheet>>> = const { Cell::new(None) };
+    static SPARE: Spare<Sheet> = const { Spare::none() };
 }
 
 /// A reply: the request's identity and the payload of its terminal.
@@ -74,9 +74,7 @@ impl Reply {
     /// Of no bytes yet.
     #[inline(always)]
     fn on_sheet(identity: Identity) -> Box<Sheet> {
-        // A thread that is ending has no spare.
-        let spare = SPARE.try_with(Cell::take).ok().flatten();
-        let mut sheet = spare.unwrap_or_else(Sheet::blank);
+        let mut sheet = Spare::take(&SPARE).unwrap_or_else(Sheet::blank);
         sheet.identity = identity;
         sheet
     }
@@ -250,12 +248,11 @@ impl Sheet {
 impl Drop for Reply {
     #[inline]
     fn drop(&mut self) {
-        let mut sheet = self.sheet.take();
-        if let Some(sheet) = &mut sheet {
+        if let Some(mut sheet) = self.sheet.take() {
             // A block goes back, and memory.
             sheet.body = Body::Small(0);
+            Spare::leave(&SPARE, sheet);
         }
-        let _ = SPARE.try_with(|spare| spare.set(sheet));
     }
 }
 

@@ -16,8 +16,9 @@ use crate::base::sync::pause;
 
 /// 27 ns each on the machines that this was measured on: within it comes what a node does at once.
 const MOST_PAUSES: u8 = 16;
-/// A frame that takes more looks than this says nothing of the next one.
-const MOST_LOOKS: u32 = 320;
+/// A frame that takes more looks than this says nothing of the next one: those that follow each other at once, and a few
+/// with pauses between them (`spin.rs`), a microsecond in all.
+const MOST_LOOKS: u32 = 208;
 /// Frames found at the first look before that look comes earlier.
 const OFTEN: u8 = 8;
 

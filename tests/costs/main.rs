@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use handbell::{App, Engine, NodeId, Plan, Waiting};
 use handbell_measure::{apart, pin};
@@ -12,7 +13,7 @@ mod allocations;
 mod common;
 mod trace;
 
-use common::{TOKEN, far, stop, token, until, worker_pid};
+use common::{TOKEN, far, stop, token, worker_pid};
 
 /// Set in the process whose calls are traced.
 const ROLE: &str = "HANDBELL_TEST_ROLE";
@@ -37,6 +38,9 @@ fn app() -> App {
         .node("echo", |request, output| Ok(output.reply(request.payload())?))
         .node("allocations", |_, output| Ok(output.reply(&allocations::of_this_thread().to_le_bytes())?))
 }
+
+/// Two that spin on the same processors are not let alone by each other.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// A way to hand a request off.
 type Kind = fn(&Engine, NodeId);
@@ -81,7 +85,13 @@ fn spinning() -> (Engine, NodeId) {
     (engine, echo)
 }
 
+/// In a thread of its own, which alone is kept to a processor.
 fn a_handoff_allocates_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    std::thread::scope(|scope| scope.spawn(allocates_nothing).join()).expect("nothing is allocated");
+}
+
+fn allocates_nothing() {
     let (engine, echo) = spinning();
     let asked = engine.node("allocations").expect("the plan has it");
     let of_worker = || {
@@ -111,6 +121,7 @@ fn a_handoff_allocates_nothing() {
 }
 
 fn a_handoff_calls_no_system() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     if apart().is_none() {
         return println!("not shown: two that spin on one processor give it away");
     }
@@ -122,13 +133,12 @@ fn a_handoff_calls_no_system() {
     said.read_line(&mut line).expect("it says who serves");
     let worker: i32 = line.trim().parse().unwrap_or_else(|_| panic!("no pid: {line:?}"));
     let caller = traced.id() as i32;
-    let mut begin = traced.stdin.take().expect("piped");
-    let rounds = std::thread::spawn(move || {
-        trace::rounds([caller, worker], TRACED_ROUNDS * KINDS.len(), || {
-            begin.write_all(b"go\n").expect("it reads")
-        })
-    });
-    let rounds = rounds.join().expect("the tracer does not panic");
+    let mut word = traced.stdin.take().expect("piped");
+    let begin = || word.write_all(b"go\n").expect("it reads");
+    let rounds = || trace::rounds([caller, worker], TRACED_ROUNDS * KINDS.len(), begin);
+    let rounds = std::thread::scope(|scope| scope.spawn(rounds).join()).expect("the tracer does not panic");
+    // It ends when nobody is there to say a word.
+    drop(word);
     said.read_to_string(&mut line).expect("it comes to its end");
     assert!(traced.wait().expect("it is a child").success(), "{line}");
     let Some(rounds) = rounds else { return println!("not shown: this system lets nobody trace") };
@@ -161,7 +171,7 @@ fn is_traced() -> ! {
             trace::mark();
         }
     }
-    until("nobody traces any more", || !trace::is_traced());
+    std::io::stdin().read_line(&mut word).expect("nobody traces any more");
     stop(&engine);
     std::process::exit(0)
 }

@@ -20,12 +20,6 @@ pub fn mark() {
     unsafe { libc::getpgid(0) };
 }
 
-/// Whether somebody traces this process.
-pub fn is_traced() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").expect("a process has one");
-    !status.lines().any(|line| line.split_whitespace().eq(["TracerPid:", "0"]))
-}
-
 fn ptrace(request: libc::c_uint, thread: i32, address: usize, data: usize) -> bool {
     // SAFETY: with these requests the kernel writes nothing here.
     unsafe { libc::ptrace(request, thread, address, data) != -1 }
