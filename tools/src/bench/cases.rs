@@ -16,6 +16,9 @@ use crate::exit::{Exit, Problem};
 const BUSY: Duration = Duration::from_millis(20);
 const ASLEEP: Duration = Duration::from_millis(40);
 const QUIET: Duration = Duration::from_millis(100);
+/// Of threads that share a processor: each of four has a dozen of the system's turns of some ms in it, so that where it
+/// begins and ends says little.
+const SHARED: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(10);
 const LEAST_ROUNDS: usize = 5;
 const WINDOW: usize = 64;
@@ -341,7 +344,7 @@ impl<'a> Bench<'a> {
                 |threads| Threads::new(self.app, Manner::new(Waiting::Adaptive, place.partner), threads);
             let one = contest.add(place, threads(1));
             let four = contest.add(place, threads(THREADS));
-            contest.run(self.total.mul_f64(share / places.len() as f64), ASLEEP, LEAST_ROUNDS)?;
+            contest.run(self.total.mul_f64(share / places.len() as f64), SHARED, LEAST_ROUNDS)?;
             let row = Row {
                 name: "four_threads",
                 is_stream: true,
