@@ -40,10 +40,9 @@ impl Shared {
                 .send_block_at_once(outbound, source, block, len)
                 .map_err(|block| Payload::Block(source, block, len)),
             Payload::Bytes(bytes) => self.submit_at_once(outbound, bytes).ok_or(payload),
-            Payload::Staged(bytes, len) => match self.submit_at_once(outbound, &bytes[..len]) {
-                Some(sent) => Ok(sent),
-                None => Err(Payload::Staged(bytes, len)),
-            },
+            Payload::Staged(bytes, len) => {
+                self.submit_at_once(outbound, &bytes[..len]).ok_or(Payload::Staged(bytes, len))
+            }
         }
     }
 

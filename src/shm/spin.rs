@@ -113,7 +113,7 @@ impl Spinner {
         *self = Self { payload_ns: self.payload_ns, ..Self::new(self.policy, self.shares) };
     }
 
-    /// Waits a little, or says that it is time to sleep.
+    /// After a look that found nothing: waits a little unless it was one of the first, or says that it is time to sleep.
     #[inline(always)]
     pub fn step(&mut self, processors: Processors<'_>) -> Next {
         if self.policy == Waiting::Block {

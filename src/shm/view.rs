@@ -250,6 +250,7 @@ pub struct ViewSlots<const OWN: bool> {
     /// Count - 1, the count being a power of two.
     mask: u64,
     shift: u32,
+    /// What `shift` says of a slot: looked at more often than it is computed.
     inline_bytes: usize,
     /// Offset of the first slot.
     at: usize,

@@ -183,13 +183,6 @@ impl Hop {
         self.lane.load(Ordering::Relaxed) == source.to_word()
     }
 
-    /// Whether [`Hop::state`] would say [`HopState::Open`].
-    #[inline(always)]
-    pub fn is_open(&self, generation: u64, source: Source) -> bool {
-        self.word.load(Ordering::Acquire) == generation << GENERATION_SHIFT | HOP_OPEN
-            && self.is_asked_of(source)
-    }
-
     pub fn state(&self, generation: u64, source: Source) -> HopState {
         let word = self.word.load(Ordering::Acquire);
         let current = word >> GENERATION_SHIFT;

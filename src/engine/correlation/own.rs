@@ -2,7 +2,7 @@
 //! anybody, and the place is free again in the same step.
 
 use super::events::EventKind;
-use super::hop::Source;
+use super::hop::{HopState, Source};
 use super::{Admitted, Correlation, tags};
 use crate::base::ids::Identity;
 
@@ -20,7 +20,7 @@ impl Correlation {
         now_ns: u64,
     ) -> bool {
         let hop = &self.hops[admitted.ticket.slot() as usize];
-        let is_own = hop.is_open(admitted.ticket.generation(), source)
+        let is_own = hop.state(admitted.ticket.generation(), source) == HopState::Open
             && admitted.trace_id.to_words() == trace_id
             && tags(identity) == word;
         is_own && self.end_own_run(admitted, source, now_ns)
