@@ -240,6 +240,9 @@ impl WorkerEnd {
     /// the engine is gone or broken, and the watcher of the control connection will say which.
     #[inline(always)]
     pub fn receive(&mut self) -> Option<Incoming> {
+        // The next reply's lines come while the request is being waited for: its reader does not look before it has sent
+        // that, nor at once.
+        self.reply_ring.place(self.head).slot.prefetch_write();
         let has_waited = match self.request_ring.place(self.next).look() {
             Look::Ready => true,
             Look::Corrupt => return None,
@@ -253,7 +256,10 @@ impl WorkerEnd {
         let mut spinner = Spinner::new(self.policy, self.shares).beside_payload(self.moved_bytes);
         let mut has_waited = false;
         loop {
-            match self.request_ring.place(self.next).look() {
+            let place = self.request_ring.place(self.next);
+            // With each look, so that it comes beside the envelope, not behind it.
+            place.slot.prefetch_inline();
+            match place.look() {
                 Look::Ready => {
                     self.shares = spinner.shares();
                     return Some(has_waited);
@@ -285,11 +291,9 @@ impl WorkerEnd {
     #[inline(always)]
     fn take(&mut self, has_waited: bool) -> Incoming {
         let position = self.next;
-        // The payload's line comes while the envelope is being looked at, and the reply's lines as well: whoever waits
-        // for it does not look yet.
+        // The payload's line comes while the envelope is being looked at.
         let place = self.request_ring.place(position);
         place.slot.prefetch_inline();
-        self.reply_ring.place(self.head).slot.prefetch_write();
         let envelope = place.envelope();
         let payload_at = match envelope.payload_at {
             0 => self.request_ring.inline_at(position),
