@@ -21,6 +21,8 @@ use rustix::time::{ClockId, clock_gettime};
 
 const SIZES: [usize; 2] = [1_000, 1_000_000];
 const BATCH: usize = 256;
+/// How far behind the frame that is being judged the reader of a lane looks.
+const AHEAD: usize = 4;
 const PEER: Peer = Peer { lane: 0, incarnation: 1 };
 /// Between two deadlines.
 const STEP_NS: u64 = 1_000;
@@ -138,7 +140,11 @@ impl Books {
         for _ in 0..requests.div_ceil(BATCH) {
             let oldest: Vec<Waiter> = self.waiters.drain(..BATCH).map(|(waiter, _)| waiter).collect();
             turn.completing += took_ns(|| {
-                for waiter in &oldest {
+                for (number, waiter) in oldest.iter().enumerate() {
+                    // As the reader of a lane does.
+                    if let Some(ahead) = oldest.get(number + AHEAD) {
+                        self.machine.expect(&ahead.terminal());
+                    }
                     let (frame, now_ns) = (waiter.terminal(), self.now_ns);
                     let judged = self.machine.frame(PEER, &frame, LastMark::Ended, b"12345678", now_ns);
                     assert_eq!(judged, Judged::Ended);

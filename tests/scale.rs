@@ -8,7 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use handbell::testing::{self, Envelope, RawRequest, RawWorker, flags};
-use handbell::{App, CallError, Category, Cause, Deadline, Engine, EventKind, NodeId, Pending, Plan};
+use handbell::{
+    App, CallError, Category, Cause, Deadline, DispatchError, Engine, EventKind, NodeId, Pending, Plan,
+    TraceId,
+};
 
 mod common;
 use common::{TOKEN, alarm, balanced, engine, failure, far, ms, number_from, started, stop, token, until};
@@ -29,6 +32,7 @@ fn main() {
         ledger_01_more_callers_than_there_is_room,
         reply_06_a_flood_of_duplicates_and_late_replies_is_counted,
         reply_04_thousands_that_are_not_wanted_any_more_are_skipped,
+        reply_08_callers_ids_of_any_kind_are_told_apart_in_a_large_table,
     ]);
 }
 
@@ -293,5 +297,36 @@ fn reply_04_thousands_that_are_not_wanted_any_more_are_skipped() {
     assert_eq!((counters.expired, counters.cancelled), (COUNT as u64, COUNT as u64 + 1));
     // The skipped ones end without a terminal; what the running node said came late.
     assert_eq!((counters.terminals_received, counters.late_reply_drop), (3, 1));
+    stop(&engine);
+}
+
+fn reply_08_callers_ids_of_any_kind_are_told_apart_in_a_large_table() {
+    const COUNT: u128 = 3000;
+    const ODD: u128 = 0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835;
+    let (engine, running) =
+        started(engine(&["until_cancelled", "echo"]).slots(8192).max_in_flight(8192), "until_cancelled");
+    let echo = engine.node("echo").unwrap();
+    let blocking = engine.request(running).dispatch(b"").unwrap();
+    until("the node runs", || testing::has_begun(&engine, 0));
+    // Scattered ones, and some that count over the end of their lower half.
+    let scattered = (1..=COUNT).map(|number| number.wrapping_mul(ODD));
+    let counting = (0..COUNT).map(|number| u128::from(u64::MAX) - COUNT / 2 + number);
+    let ids: Vec<TraceId> = scattered.chain(counting).map(TraceId::from).collect();
+    let dispatch = |id: &TraceId| engine.request(echo).trace_id(*id).deadline(far()).dispatch(b"ours");
+    let pending: Vec<Pending> = ids.iter().map(|id| dispatch(id).unwrap()).collect();
+    for id in &ids {
+        assert!(matches!(dispatch(id), Err(DispatchError::TraceInFlight)));
+    }
+    blocking.cancel();
+    assert!(matches!(blocking.wait(), Err(CallError::Cancelled)));
+    let all_answered = |pending: Vec<Pending>| {
+        for (id, pending) in ids.iter().zip(pending) {
+            assert_eq!(pending.wait().unwrap().trace_id(), *id);
+        }
+    };
+    all_answered(pending);
+    all_answered(ids.iter().map(|id| dispatch(id).unwrap()).collect());
+    let counters = engine.counters();
+    assert_eq!((counters.completed(), counters.rejected), (4 * COUNT as u64, 0));
     stop(&engine);
 }

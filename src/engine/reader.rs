@@ -10,7 +10,7 @@ use super::shared::{Lane, Shared};
 use crate::base::clock::has_passed;
 use crate::base::failure::{Cause, ExecutionClass, Rule};
 use crate::base::ids::{GroupId, NodeId};
-use crate::lane::{Frame, FramePayload, LastMark, Read};
+use crate::lane::{Expect, Frame, FramePayload, LastMark, Read};
 use crate::os::clock;
 use crate::wire::envelope::{Envelope, flags, kind, status};
 use crate::wire::error;
@@ -26,7 +26,9 @@ impl Shared {
         // Owners to be told; mostly none, seldom more than one.
         let mut wakes = Wakes::new();
         let now_ns = self.noted_clock_ns();
-        let read = link.end.read(|frame| self.judge(link, frame, now_ns, &mut wakes));
+        let expect = |id| self.correlation.expect(id);
+        let expect = self.correlation.is_large().then_some(&expect as Expect<'_>);
+        let read = link.end.read(expect, |frame| self.judge(link, frame, now_ns, &mut wakes));
         // A full fence stands at the end of the batch, behind the room that it made.
         self.flush(link, &mut wakes);
         // After the role has been given back: waking takes a system call, and a waker may come back in here.

@@ -17,7 +17,7 @@ mod worker_end;
 
 pub use engine_end::{EngineEnd, Outgoing};
 pub use held_blocks::BlockPlace;
-pub use reader::{Frame, FramePayload, LastMark, Read};
+pub use reader::{Expect, Frame, FramePayload, LastMark, Read};
 pub use worker_end::{Idleness, Incoming, NoRoom, Said, WorkerEnd};
 
 use crate::shm::signal::Signal;

@@ -163,7 +163,7 @@ mod tests {
 
     /// Reads the one reply that stands there, and lets its block go.
     fn read_and_release(engine: &EngineEnd) {
-        let read = engine.read(|frame| {
+        let read = engine.read(None, |frame| {
             if let crate::lane::FramePayload::Block(place) = frame.payload {
                 engine.release(place);
             }
@@ -198,7 +198,7 @@ mod tests {
             if ticket % 2 == 0 {
                 block = engine.read_own_block(position, ticket, |_, _| true);
             } else {
-                let read = engine.read(|frame| {
+                let read = engine.read(None, |frame| {
                     if let crate::lane::FramePayload::Block(place) = frame.payload {
                         block = Some(place);
                     }

@@ -62,6 +62,13 @@ pub enum Read {
     Corrupt(Rule),
 }
 
+/// Told the trace id of a frame that stands further behind, as it says itself: for a hint, nothing else.
+pub type Expect<'a> = &'a dyn Fn([u64; 2]);
+
+/// How far behind the frame that is being handled that one stands: about as many are handled while a line of a large
+/// table comes.
+const EXPECTED_AHEAD: u64 = 4;
+
 /// How far behind the next reply one is fetched: with a window's worth in flight the worker has mostly written it.
 const REPLIES_AHEAD: u64 = 6;
 
@@ -97,15 +104,16 @@ impl EngineEnd {
     }
 
     /// Takes the reader role for one batch, hands each frame to `handle`, publishes what became free and
-    /// gives the role back. `handle` must not wait for anything; it may refuse a frame as impossible.
+    /// gives the role back. `handle` must not wait for anything; it may refuse a frame as impossible. `expect` is told of
+    /// each frame some frames before `handle`, if it stands there by then.
     ///
     /// A full fence stands between the publication of the new position and this function's return.
     #[inline]
-    pub fn read(&self, handle: impl FnMut(Frame) -> Result<(), Rule>) -> Read {
+    pub fn read(&self, expect: Option<Expect<'_>>, handle: impl FnMut(Frame) -> Result<(), Rule>) -> Read {
         if !self.take_role() {
             return Read::Busy;
         }
-        let read = self.read_batch(READ_BATCH as u64, true, handle);
+        let read = self.read_batch(READ_BATCH as u64, true, expect, handle);
         if let Read::Corrupt(rule) = read {
             // The frame that broke a rule might keep it when it is read once more, and what is behind it is worth
             // nothing.
@@ -132,7 +140,7 @@ impl EngineEnd {
     pub fn read_out(&self, handle: impl FnMut(Frame) -> Result<(), Rule>) -> Read {
         loop {
             match self.role.0.compare_exchange(NOBODY, SOMEBODY, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return self.read_batch(self.capacity(), false, handle),
+                Ok(_) => return self.read_batch(self.capacity(), false, None, handle),
                 // The holder runs code of ours that does not wait; it may have lost its processor, though.
                 Err(SOMEBODY) => crate::os::cpu::yield_now(),
                 Err(corrupt) => return Read::Corrupt(Rule::ALL[(corrupt - CORRUPT) as usize]),
@@ -153,6 +161,7 @@ impl EngineEnd {
         &self,
         limit: u64,
         ends_when_all_is_answered: bool,
+        expect: Option<Expect<'_>>,
         mut handle: impl FnMut(Frame) -> Result<(), Rule>,
     ) -> Read {
         // Relaxed: only holders of the role write it, and the role orders them.
@@ -169,6 +178,9 @@ impl EngineEnd {
                 }
                 Look::Ready => {}
             }
+            if let Some(expect) = expect {
+                self.tell_ahead(next.wrapping_add(EXPECTED_AHEAD), expect);
+            }
             if let Err(rule) = self.frame(next, &place).and_then(&mut handle) {
                 corrupt = Some(rule);
                 break;
@@ -184,6 +196,14 @@ impl EngineEnd {
         match corrupt {
             Some(rule) => Read::Corrupt(rule),
             None => Read::Frames((next - begin) as usize),
+        }
+    }
+
+    #[cold]
+    fn tell_ahead(&self, position: u64, expect: Expect<'_>) {
+        let place = self.reply_ring.place(position);
+        if place.look() == Look::Ready {
+            expect(place.envelope().trace_id);
         }
     }
 

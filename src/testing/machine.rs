@@ -242,6 +242,11 @@ impl Machine {
         has_ended
     }
 
+    /// Says that this frame is among the next ones, as who reads a lane does: its places are fetched. Changes nothing.
+    pub fn expect(&self, envelope: &Envelope) {
+        self.correlation.expect(envelope.trace_id);
+    }
+
     /// Judges a terminal or the end of a branch, with these payload bytes.
     pub fn frame(
         &self,

@@ -28,6 +28,10 @@ const MORE: u32 = 1 << 30;
 const NONE: u32 = 0;
 /// Buckets of a line.
 const NEIGHBOURS: usize = 16;
+/// Buckets for a root: few lines, as long as the caches hold all of them.
+const BUCKETS: usize = 2;
+/// The same where they do not: then each root that shares a bucket is one more line waited for.
+const BUCKETS_APART: usize = 8;
 /// Looks at a claimed bucket before its holder is given the processor.
 const PATIENCE: u32 = 100;
 
@@ -67,8 +71,10 @@ fn spread(id: [u64; 2]) -> u64 {
 }
 
 impl Index {
-    pub fn new(roots: usize) -> Self {
-        let lines = (roots * 2).div_ceil(NEIGHBOURS).next_power_of_two();
+    /// For so many roots; with `apart` few of them share a bucket.
+    pub fn new(roots: usize, apart: bool) -> Self {
+        let buckets = roots * if apart { BUCKETS_APART } else { BUCKETS };
+        let lines = buckets.div_ceil(NEIGHBOURS).next_power_of_two();
         Self {
             lines: table(lines, Line::default),
             links: table(roots, || AtomicU32::new(NONE)),
@@ -221,6 +227,17 @@ impl Index {
         prefetch(self.word(self.bucket_of(id)));
     }
 
+    /// The same, and of ids that count the next line once one has been begun: for who enters them.
+    #[inline(always)]
+    pub fn prefetch_with_next(&self, id: [u64; 2]) {
+        self.prefetch(id);
+        if id[1] >> LAST_SHIFT & LAST == 0 {
+            // What is carried into the upper half of a number is not worth its instructions.
+            let next = id[1].swap_bytes().wrapping_add(NEIGHBOURS as u64).swap_bytes();
+            self.prefetch([id[0], next]);
+        }
+    }
+
     /// Entered roots.
     pub fn count(&self) -> usize {
         let mut count = 0;
@@ -251,7 +268,7 @@ mod tests {
 
     #[test]
     fn reply_08_an_id_is_entered_once_until_taken_out() {
-        let index = Index::new(64);
+        let index = Index::new(64, false);
         // All ids fall on one bucket.
         let ids = in_one_bucket(&index, 8);
         let id_of = |root: u32| ids[root as usize % 8];
@@ -271,7 +288,7 @@ mod tests {
 
     #[test]
     fn reply_08_chains_of_any_length_lose_nobody() {
-        let index = Index::new(64);
+        let index = Index::new(64, false);
         // All in two buckets; some of them with the same tag.
         let ids: Vec<[u64; 2]> =
             (0..).map(|number| [number, 7]).filter(|id| spread(*id) & 127 < 2).take(40).collect();
@@ -316,7 +333,7 @@ mod tests {
         let orders: [fn(u64) -> u64; 2] = [|n| n, u64::swap_bytes];
         for clients in [1, 2, 16, 64] {
             for (first, second) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                let index = Index::new(1024);
+                let index = Index::new(1024, false);
                 let mut chains = HashMap::new();
                 for n in 0..1024 {
                     let (one, other) = (orders[first](n % clients), orders[second](n / clients));
@@ -331,7 +348,7 @@ mod tests {
 
     #[test]
     fn reply_08_threads_in_one_bucket_lose_nobody() {
-        let index = Index::new(64);
+        let index = Index::new(64, false);
         let ids = in_one_bucket(&index, 6);
         let owners: Vec<AtomicU32> = ids.iter().map(|_| AtomicU32::new(0)).collect();
         // Each thread has roots of its own, and says of each which id it has before it enters it.
@@ -373,7 +390,7 @@ mod tests {
 
     #[test]
     fn reply_08_of_many_threads_one_enters() {
-        let index = Index::new(8);
+        let index = Index::new(8, false);
         let entered = AtomicU32::new(0);
         std::thread::scope(|scope| {
             for root in 0..4 {

@@ -202,7 +202,7 @@ impl Correlation {
             words_per_cell,
             is_large: sizes.roots > CACHED_ROOTS,
             free: FreeList::new(sizes.roots as u32),
-            index: Index::new(sizes.roots),
+            index: Index::new(sizes.roots, sizes.roots > CACHED_ROOTS),
             deadlines: Deadlines::new(sizes.roots),
             history: History::new(sizes.completed_history),
             events: Events::new(),
@@ -221,7 +221,7 @@ impl Correlation {
         let mut identity = admission.identity;
         let has_callers_id = !identity.trace_id.is_none();
         if has_callers_id && self.is_large {
-            self.index.prefetch(identity.trace_id.to_words());
+            self.index.prefetch_with_next(identity.trace_id.to_words());
         }
         let index = self.free.pop().ok_or(Refused::Full)?;
         let root = &self.roots[index as usize];
@@ -394,6 +394,19 @@ impl Correlation {
 
     // ---- looks ----
 
+    /// Whether what is worked on has to be fetched, so that [`Correlation::expect`] helps.
+    #[inline(always)]
+    pub fn is_large(&self) -> bool {
+        self.is_large
+    }
+
+    /// Has fetched what alone of all that a frame of this id will work on may be anywhere. A hint: of any words.
+    pub fn expect(&self, id: [u64; 2]) {
+        if self.is_large && id[1] != self.id_seed {
+            self.index.prefetch(id);
+        }
+    }
+
     /// The earliest deadline that may still be open.
     pub fn earliest_deadline(&self) -> Option<u64> {
         self.deadlines.earliest()
@@ -445,7 +458,10 @@ impl Correlation {
             prefetch(&root.number);
             prefetch(&root.outcome);
             self.cell(index as u32).first().into_iter().for_each(prefetch);
-            self.index.prefetch(id);
+            // Ids that are made here are not entered.
+            if id[1] != self.id_seed {
+                self.index.prefetch(id);
+            }
         }
     }
 
