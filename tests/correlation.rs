@@ -1,9 +1,11 @@
 //! Every request ends exactly once, and the books say so: REPLY-01..09, LEDGER-01, LEDGER-02.
 
+use std::task::Waker;
+
 use handbell::testing::{self, End, Judged, NotRegistered, Table, Waiter};
 use handbell::{
-    CallError, Category, Cause, Deadline, DispatchError, EventKind, Identity, Rule, TraceId,
-    TryDispatchError, Waiting,
+    CallError, Category, Cause, Deadline, DispatchError, EventKind, Identity, Pending, Profile, Rule,
+    TraceId, TryDispatchError, Waiting,
 };
 
 mod common;
@@ -30,6 +32,7 @@ program!(
     a_detached_request_goes_on,
     a_deadline_ends_what_nobody_waits_for,
     try_take_gives_the_result_once,
+    reply_01_an_end_that_was_taken_touches_nobody_elses,
     try_dispatch_gives_a_busy_request_back,
 );
 
@@ -482,6 +485,40 @@ fn a_deadline_ends_what_nobody_waits_for() {
     // The node has been told to give up, so the worker serves again.
     assert!(u32::from_le_bytes(engine.call_as(seen, b"", far()).unwrap()) <= 6);
     stop(&engine);
+}
+
+fn reply_01_an_end_that_was_taken_touches_nobody_elses() {
+    // One place, which the next request gets.
+    for engine in [engine(&["echo"]), engine(&["echo"]).profile(Profile::Memory)] {
+        let (engine, echo) = started(engine.max_in_flight(1), "echo");
+        let dispatch = |text: &[u8]| engine.request(echo).deadline(far()).dispatch(text).unwrap();
+        let taken = || {
+            let mut first = dispatch(b"first");
+            let mut reply = None;
+            until("it has ended", || {
+                reply = first.try_take();
+                reply.is_some()
+            });
+            assert_eq!(reply.unwrap().unwrap().bytes().as_ref(), b"first");
+            first
+        };
+        let after: [fn(Pending); 4] = [
+            |first| assert!(matches!(first.wait(), Err(CallError::Taken))),
+            Pending::detach,
+            |first| first.cancel(),
+            |mut first| assert!(first.try_take_or_wake(Waker::noop()).is_none()),
+        ];
+        for after in after {
+            let first = taken();
+            let second = dispatch(b"second");
+            after(first);
+            assert_eq!(second.wait().unwrap().bytes().as_ref(), b"second");
+            let audit = engine.audit();
+            assert_eq!((audit.in_flight, audit.not_taken, audit.free), (0, 0, 1));
+        }
+        balanced(&engine);
+        stop(&engine);
+    }
 }
 
 fn try_take_gives_the_result_once() {

@@ -1,19 +1,20 @@
 //! Whatever dies, each request gets one clear error in bounded time: HANDOFF-04, E-01, E-02, E-04, E-05, BOOT.
 
 use std::error::Error;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use handbell::{
-    Category, Cause, Deadline, Drain, ExecutionClass, KilledFor, NodeError, Pending, Plan, StartError,
-    StartStep, TryDispatchError, testing,
+    Category, Cause, Deadline, Drain, ExecutionClass, KilledFor, NodeError, Pending, Plan, Profile,
+    StartError, StartStep, TryDispatchError, testing,
 };
 use rustix::process::Signal;
 
 mod common;
 use common::{
-    Numbers, balanced, engine, failure, far, is_alive, kill, memory_engine, ms, patiently, sent_within,
-    start, started, stop, transport, until, worker_pid,
+    Numbers, balanced, coarse_clock_catches_up, engine, failure, far, is_alive, kill, memory_engine, ms,
+    patiently, sent_within, start, started, stop, transport, until, worker_pid,
 };
 
 program!(
@@ -27,6 +28,7 @@ program!(
     handoff_04_a_death_ends_all_that_is_in_flight,
     handoff_04_a_death_releases_who_waits_for_room,
     handoff_e_01_timeout_message_is_exact,
+    handoff_e_01_what_is_refused_is_told_once,
     handoff_e_02_a_dead_worker_refuses_at_once,
     handoff_e_04_a_nodes_error_gives_execution,
     handoff_e_05_nothing_shows_payload_or_text,
@@ -222,6 +224,34 @@ fn handoff_e_01_timeout_message_is_exact() {
     let passed = engine.request(running).deadline(Deadline::AtNs(1)).call(b"").unwrap_err();
     assert_eq!(passed.to_string(), "remote handoff timed out for group 'g'");
     stop(&engine);
+}
+
+fn handoff_e_01_what_is_refused_is_told_once() {
+    for profile in [Profile::ProcessSupervisor, Profile::Memory] {
+        let told = Arc::new(AtomicU64::new(0));
+        let listener = Arc::clone(&told);
+        let builder = engine(&["echo"]).profile(profile).on_failure(move |failure| {
+            assert_eq!(failure.cause(), Cause::Deadline);
+            listener.fetch_add(1, Ordering::SeqCst);
+        });
+        let (engine, echo) = started(builder, "echo");
+        let passed = || engine.request(echo).deadline(Deadline::AtNs(1));
+        assert!(passed().call(b"small").is_err());
+        assert!(passed().call(&[7; 5000]).is_err());
+        assert!(passed().dispatch(b"small").is_err());
+        assert!(passed().try_dispatch(b"small").is_err());
+        assert!(passed().loan(5000).is_err());
+        for len in [64, 5000] {
+            // Taken in time, sent too late.
+            let loan = engine.request(echo).deadline(ms(50)).loan(len).unwrap();
+            std::thread::sleep(Duration::from_millis(50));
+            coarse_clock_catches_up();
+            engine.call(echo, b"so that the clock is read", far()).unwrap();
+            assert!(loan.dispatch().is_err());
+        }
+        stop(&engine);
+        assert_eq!(told.load(Ordering::SeqCst), 7, "{profile:?}");
+    }
 }
 
 fn handoff_e_02_a_dead_worker_refuses_at_once() {

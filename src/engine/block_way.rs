@@ -55,7 +55,7 @@ impl Shared {
         block: Block,
         len: usize,
     ) -> Result<(&Link, Sent), Block> {
-        let Ok(group) = self.may_enter(outbound) else { return Err(block) };
+        let Some(group) = self.first_group(outbound) else { return Err(block) };
         let Some(link) = self.lanes[self.lane_in(group, outbound)].link() else { return Err(block) };
         // As on the long way, a loan does not wait for what comes from other groups: it holds room that they need.
         let is_usual = link.source == source && link.is_live() && !self.holds_too_much();

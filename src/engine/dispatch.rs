@@ -115,19 +115,36 @@ impl Shared {
         }
     }
 
-    /// The group that a request enters first, unless it may not.
+    /// The group that a request enters first. `None`: it may not, and nobody has been told; see [`Shared::may_enter`].
+    #[inline(always)]
+    pub fn first_group(&self, outbound: &Outbound) -> Option<GroupId> {
+        // Against the clock as it was read for this deadline.
+        let is_over =
+            self.stopping.load(Ordering::SeqCst) || has_passed(outbound.deadline_ns, self.noted_clock_ns());
+        if is_over {
+            return None;
+        }
+        let group = self.group_of(outbound.target.node());
+        let lacks_key = outbound.key.is_none() && self.placement.groups[usize::from(group.0)].keyed;
+        (!lacks_key).then_some(group)
+    }
+
+    /// The group that a request enters first, or why it may not, which whoever listens is told.
     #[inline(always)]
     pub fn may_enter(&self, outbound: &Outbound) -> Result<GroupId, NotTaken<'static>> {
+        self.first_group(outbound).ok_or_else(|| self.refusal(outbound))
+    }
+
+    #[cold]
+    fn refusal(&self, outbound: &Outbound) -> NotTaken<'static> {
+        // Neither of the first two passes.
         if self.stopping.load(Ordering::SeqCst) {
-            return Err(NotTaken::Stopped);
+            return NotTaken::Stopped;
         }
-        // Against the clock as it was read for this deadline.
-        self.give_up_if_due(outbound, self.noted_clock_ns())?;
-        let group = self.group_of(outbound.target.node());
-        if outbound.key.is_none() && self.placement.groups[usize::from(group.0)].keyed {
-            return Err(NotTaken::KeyMissing);
+        match self.give_up_if_due(outbound, self.noted_clock_ns()) {
+            Err(due) => due,
+            Ok(()) => NotTaken::KeyMissing,
         }
-        Ok(group)
     }
 
     #[inline(always)]

@@ -46,6 +46,9 @@ pub enum CallError {
     /// The engine has been stopped; nothing was sent.
     #[error("the engine has been stopped")]
     Stopped,
+    /// [`Pending::wait`]: the end of the request has been given before, by [`Pending::try_take`] or a poll.
+    #[error("the end of the request has been taken before")]
+    Taken,
     /// [`call_as`](crate::Engine::call_as): the reply is not a value of the expected type.
     #[error("the reply has {size} bytes and is no value of the expected type, which has {expected}")]
     NotAsExpected {
@@ -101,8 +104,13 @@ impl Pending {
         self.sent.admitted.trace_id
     }
 
-    /// Waits for the end of the request, at most until its deadline.
+    /// Waits for the end of the request, at most until its deadline. An end that has been taken is not given again:
+    /// [`CallError::Taken`].
     pub fn wait(mut self) -> Result<Reply, CallError> {
+        // The place may be another request's by now.
+        if self.taken {
+            return Err(CallError::Taken);
+        }
         match self.own_reply() {
             Ok(reply) => Ok(reply),
             Err(budget) => {
@@ -116,10 +124,7 @@ impl Pending {
     #[inline(always)]
     fn own_reply(&mut self) -> Result<Reply, Budget> {
         let Self { shared, sent, .. } = &*self;
-        let is_usual = self.is_short
-            && !self.awaited
-            && !self.taken
-            && shared.correlation.phase(self.key()) == Phase::Open;
+        let is_usual = self.is_short && !self.awaited && shared.correlation.phase(self.key()) == Phase::Open;
         if !is_usual {
             return Err(Budget::Whole);
         }
@@ -193,12 +198,14 @@ impl Pending {
         self.shared.cancel(self.key());
     }
 
-    /// Lets the request go on without anybody to take its reply.
+    /// Lets the request go on without anybody to take its reply; one whose end has been taken has nowhere to go.
     pub fn detach(mut self) {
-        self.leave();
+        if !self.taken {
+            self.leave();
+        }
     }
 
-    /// Leaves the request to whoever ends it.
+    /// Leaves the request, whose end has not been taken, to whoever ends it.
     fn leave(&mut self) {
         self.taken = true;
         self.forget_waker();

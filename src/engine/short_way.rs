@@ -63,7 +63,7 @@ impl Shared {
     /// A call of a group that runs in this process. `None`: nothing has happened.
     #[inline(never)]
     fn call_here(self: &Arc<Self>, outbound: &Outbound, bytes: &[u8]) -> Option<Result<Reply, CallError>> {
-        let group = self.may_enter(outbound).ok()?;
+        let group = self.first_group(outbound)?;
         let local = self.lanes[self.lane_in(group, outbound)].local()?;
         let is_usual = bytes.len() <= self.max_payload() && !self.holds_too_much();
         if is_usual { local.call(self, outbound, bytes) } else { None }
@@ -100,7 +100,7 @@ impl Shared {
     /// Sends a request, without a copy on the way. `None`: nothing has happened.
     #[inline(always)]
     pub fn submit_at_once(&self, outbound: &Outbound, bytes: &[u8]) -> Option<(&Link, Sent)> {
-        let group = self.may_enter(outbound).ok()?;
+        let group = self.first_group(outbound)?;
         let link = self.lanes[self.lane_in(group, outbound)].link()?;
         let is_usual = bytes.len() <= link.end.inline_bytes()
             && link.is_live()

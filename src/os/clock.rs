@@ -19,7 +19,7 @@ pub fn monotonic_ns() -> u64 {
 }
 
 /// Now on `CLOCK_MONOTONIC_COARSE`, in nanoseconds: the same time line as
-/// [`monotonic_ns`], cheaper to read, behind by up to [`coarse_step_ns`].
+/// [`monotonic_ns`], cheaper to read, behind by up to [`coarse_step_ns`], and by more while a tick is late.
 pub fn coarse_ns() -> u64 {
     nanoseconds(clock_gettime(ClockId::MonotonicCoarse))
 }

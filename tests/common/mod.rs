@@ -19,6 +19,7 @@ use handbell::{
     Category, Cause, Deadline, DispatchError, Drain, Engine, EngineBuilder, Failure, NodeId, Pending, Plan,
     Profile, StopReport, WorkerEvent, WorkerNotice,
 };
+use rustix::time::{ClockId, clock_gettime};
 
 pub use nodes::app;
 pub use watch::run;
@@ -173,6 +174,16 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     while !is_so() {
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Waits until the coarse clock, which is read where that is good enough, has reached the present.
+pub fn coarse_clock_catches_up() {
+    let now_ns = |clock| {
+        let now = clock_gettime(clock);
+        now.tv_sec * 1_000_000_000 + now.tv_nsec
+    };
+    let present_ns = now_ns(ClockId::Monotonic);
+    until("the coarse clock has caught up", || now_ns(ClockId::MonotonicCoarse) >= present_ns);
 }
 
 /// Tries with ever more milliseconds until there is a result: nobody knows how slow the machine is. The watchdog
