@@ -125,11 +125,12 @@ fn stopped() -> [Row; 2] {
     balanced(&three.engine);
     let overrun = Cause::Killed(KilledFor::StopOverrun);
     let message = "remote handoff shut down for group 'g'".to_owned();
-    // The stop waits for listeners for no longer than for the worker.
+    // The stop waits for listeners for no longer than for the worker, and those of the two requests are told where these
+    // are taken.
     until("the end is told", || {
-        !told.lock().unwrap().is_empty() && notices.has(&WorkerEvent::Stopped { gracefully: false })
+        told.lock().unwrap().contains(&(overrun, true, message.clone()))
+            && notices.has(&WorkerEvent::Stopped { gracefully: false })
     });
-    assert_eq!(told.lock().unwrap()[0], (overrun, true, message));
     assert_eq!(notices.events().last(), Some(&WorkerEvent::Stopped { gracefully: false }));
     let cannot = || "cannot be: the stop has ended it; told of the worker alone, to `on_failure`".to_owned();
     let worker = row.worker.clone();

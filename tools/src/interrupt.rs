@@ -3,7 +3,7 @@
 //! What is in flight is decided and written; what the drain does not wait for is cut off. Workers have process
 //! groups of their own, so that no Ctrl-C reaches them: they end when their engine tells them to.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, SyncSender, channel};
@@ -112,11 +112,17 @@ impl First {
         let (bell, rung) = UnixStream::pair()?;
         let ignored = ignored();
         for signal in [SIGINT, SIGTERM].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0) {
-            // In this order: what the first leaves behind is what the second finds.
+            // In this order: what the first leaves behind is what the second finds; and the number is there from the
+            // moment on in which the signal is caught.
+            flag::register_usize(signal, Arc::clone(&number), signal as usize)?;
             flag::register_conditional_default(signal, Arc::clone(&has_come))?;
             flag::register(signal, Arc::clone(&has_come))?;
-            flag::register_usize(signal, Arc::clone(&number), signal as usize)?;
             low_level::pipe::register(signal, rung.try_clone()?)?;
+        }
+        // What came meanwhile may have found only some of them.
+        if number.load(Ordering::SeqCst) != 0 {
+            has_come.store(true, Ordering::SeqCst);
+            (&rung).write_all(&[0])?;
         }
         Ok(Self { number, bell })
     }
