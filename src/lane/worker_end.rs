@@ -240,8 +240,8 @@ impl WorkerEnd {
     /// the engine is gone or broken, and the watcher of the control connection will say which.
     #[inline(always)]
     pub fn receive(&mut self) -> Option<Incoming> {
-        // The next reply's lines come while the request is being waited for: its reader does not look before it has sent
-        // that, nor at once.
+        // The next reply's lines come while the request is being waited for. Whoever is to read it does not look before it
+        // has sent that; a caller who looks for its own only after a lull.
         self.reply_ring.place(self.head).slot.prefetch_write();
         let has_waited = match self.request_ring.place(self.next).look() {
             Look::Ready => true,

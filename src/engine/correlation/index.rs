@@ -15,8 +15,8 @@
 //! a page of its own in a large table; `MORE` says that the root's link has another behind it, so that the link of a
 //! root that stands alone, which is the usual case, is neither written nor read.
 //!
-//! In a large table each visit to a bucket waits for its line. Ids that count, as callers' own mostly do, have
-//! neighbouring buckets for sixteen in a row: one wait for all of them.
+//! In a large table a visit to a bucket waits for its line, unless that has been fetched ahead: [`Index::prefetch`]. Ids
+//! that count, as callers' own mostly do, have neighbouring buckets for sixteen in a row: one line for all of them.
 
 use std::num::NonZeroU32;
 
@@ -28,10 +28,12 @@ const MORE: u32 = 1 << 30;
 const NONE: u32 = 0;
 /// Buckets of a line.
 const NEIGHBOURS: usize = 16;
-/// Buckets for a root: few lines, as long as the caches hold all of them.
+/// Buckets for a root: few lines, as long as a cache holds all of them.
 const BUCKETS: usize = 2;
-/// The same where they do not: then each root that shares a bucket is one more line waited for.
+/// The same where none does: then each root that shares a bucket is one more line waited for.
 const BUCKETS_APART: usize = 8;
+/// The buckets of so many take two MiB.
+const CACHED_ROOTS: usize = 1 << 18;
 /// Looks at a claimed bucket before its holder is given the processor.
 const PATIENCE: u32 = 100;
 
@@ -71,9 +73,9 @@ fn spread(id: [u64; 2]) -> u64 {
 }
 
 impl Index {
-    /// For so many roots; with `apart` few of them share a bucket.
-    pub fn new(roots: usize, apart: bool) -> Self {
-        let buckets = roots * if apart { BUCKETS_APART } else { BUCKETS };
+    /// For so many roots.
+    pub fn new(roots: usize) -> Self {
+        let buckets = roots * if roots > CACHED_ROOTS { BUCKETS_APART } else { BUCKETS };
         let lines = buckets.div_ceil(NEIGHBOURS).next_power_of_two();
         Self {
             lines: table(lines, Line::default),
@@ -268,7 +270,7 @@ mod tests {
 
     #[test]
     fn reply_08_an_id_is_entered_once_until_taken_out() {
-        let index = Index::new(64, false);
+        let index = Index::new(64);
         // All ids fall on one bucket.
         let ids = in_one_bucket(&index, 8);
         let id_of = |root: u32| ids[root as usize % 8];
@@ -288,7 +290,7 @@ mod tests {
 
     #[test]
     fn reply_08_chains_of_any_length_lose_nobody() {
-        let index = Index::new(64, false);
+        let index = Index::new(64);
         // All in two buckets; some of them with the same tag.
         let ids: Vec<[u64; 2]> =
             (0..).map(|number| [number, 7]).filter(|id| spread(*id) & 127 < 2).take(40).collect();
@@ -333,7 +335,7 @@ mod tests {
         let orders: [fn(u64) -> u64; 2] = [|n| n, u64::swap_bytes];
         for clients in [1, 2, 16, 64] {
             for (first, second) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                let index = Index::new(1024, false);
+                let index = Index::new(1024);
                 let mut chains = HashMap::new();
                 for n in 0..1024 {
                     let (one, other) = (orders[first](n % clients), orders[second](n / clients));
@@ -348,7 +350,7 @@ mod tests {
 
     #[test]
     fn reply_08_threads_in_one_bucket_lose_nobody() {
-        let index = Index::new(64, false);
+        let index = Index::new(64);
         let ids = in_one_bucket(&index, 6);
         let owners: Vec<AtomicU32> = ids.iter().map(|_| AtomicU32::new(0)).collect();
         // Each thread has roots of its own, and says of each which id it has before it enters it.
@@ -390,7 +392,7 @@ mod tests {
 
     #[test]
     fn reply_08_of_many_threads_one_enters() {
-        let index = Index::new(8, false);
+        let index = Index::new(8);
         let entered = AtomicU32::new(0);
         std::thread::scope(|scope| {
             for root in 0..4 {

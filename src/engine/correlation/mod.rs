@@ -202,7 +202,7 @@ impl Correlation {
             words_per_cell,
             is_large: sizes.roots > CACHED_ROOTS,
             free: FreeList::new(sizes.roots as u32),
-            index: Index::new(sizes.roots, sizes.roots > CACHED_ROOTS),
+            index: Index::new(sizes.roots),
             deadlines: Deadlines::new(sizes.roots),
             history: History::new(sizes.completed_history),
             events: Events::new(),
