@@ -32,8 +32,8 @@ const NEIGHBOURS: usize = 16;
 const BUCKETS: usize = 2;
 /// The same where none does: then each root that shares a bucket is one more line waited for.
 const BUCKETS_APART: usize = 8;
-/// The buckets of so many take two MiB.
-const CACHED_ROOTS: usize = 1 << 18;
+/// The lines of so many, two buckets each, take two MiB.
+const ROOTS_OF_CACHED_LINES: usize = 1 << 18;
 /// Looks at a claimed bucket before its holder is given the processor.
 const PATIENCE: u32 = 100;
 
@@ -75,7 +75,7 @@ fn spread(id: [u64; 2]) -> u64 {
 impl Index {
     /// For so many roots.
     pub fn new(roots: usize) -> Self {
-        let buckets = roots * if roots > CACHED_ROOTS { BUCKETS_APART } else { BUCKETS };
+        let buckets = roots * if roots > ROOTS_OF_CACHED_LINES { BUCKETS_APART } else { BUCKETS };
         let lines = buckets.div_ceil(NEIGHBOURS).next_power_of_two();
         Self {
             lines: table(lines, Line::default),

@@ -400,7 +400,7 @@ impl Correlation {
         self.is_large
     }
 
-    /// Has fetched what alone of all that a frame of this id will work on may be anywhere. A hint: of any words.
+    /// Has the line of this id fetched, which may be anywhere; ids that are made here have none. A hint: of any words.
     pub fn expect(&self, id: [u64; 2]) {
         if self.is_large && id[1] != self.id_seed {
             self.index.prefetch(id);
@@ -458,10 +458,7 @@ impl Correlation {
             prefetch(&root.number);
             prefetch(&root.outcome);
             self.cell(index as u32).first().into_iter().for_each(prefetch);
-            // Ids that are made here are not entered.
-            if id[1] != self.id_seed {
-                self.index.prefetch(id);
-            }
+            self.expect(id);
         }
     }
 
