@@ -242,7 +242,7 @@ impl Machine {
         has_ended
     }
 
-    /// Says that this frame is among the next ones, as who reads a lane does: its places are fetched. Changes nothing.
+    /// Says that this frame is among the next ones, as who reads a lane does: the line of its id is fetched. Changes nothing.
     pub fn expect(&self, envelope: &Envelope) {
         self.correlation.expect(envelope.trace_id);
     }
